@@ -1,0 +1,172 @@
+"""Opening the file: pragmas, schema, migrations, read-only connections. The only place that imports sqlite3.
+
+Two copies of SQLite on one file in one process can corrupt it (https://sqlite.org/howtocorrupt.html, 2.2.1), so the
+module that sqlite-utils uses is the one that everything uses: `pysqlite3` where its wheel is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]  # it re-exports the module it chose
+
+from sidecar.errors import StoreError
+
+Connection = sqlite3.Connection
+Error = sqlite3.Error
+IntegrityError = sqlite3.IntegrityError
+OperationalError = sqlite3.OperationalError
+SQLITE_VERSION: str = sqlite3.sqlite_version
+
+BUSY_TIMEOUT_S = 30  # the command line may hold the write lock while the server wants it
+READ_TIMEOUT_S = 5
+
+migrations = Migrations("sidecar")
+
+
+@migrations()
+def m0001_first(database: Database) -> None:
+    """Facts, derived sessions and visitors, the outbox."""
+    _run_script(database.conn, _resource("store/migrations/0001_first.sql"))
+
+
+def _resource(name: str) -> str:
+    return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
+
+
+def read_schema() -> str:
+    """The text of `schema.sql`: inside the package where it is installed, beside it in a source tree."""
+    packaged = resources.files("sidecar").joinpath("schema.sql")
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[2] / "schema.sql").read_text(encoding="utf-8")
+
+
+def _run_script(conn: Connection, script: str) -> None:
+    """Run statements one by one: `executescript` would commit the transaction that a migration runs in."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(statement):
+            conn.execute(statement)
+            statement = ""
+
+
+def _prepare(conn: Connection) -> None:
+    conn.execute("PRAGMA foreign_keys = ON")
+    if conn.execute("PRAGMA foreign_keys").fetchone() != (1,):
+        raise StoreError("SQLite would not switch foreign keys on")
+
+
+def open_database(path: Path, *, durability: str = "full") -> Connection:
+    """A writable connection to the file, made and brought up to date where needed. Transactions are explicit.
+
+    Raises StoreError where the file is no database, of a newer version, or cannot be opened.
+    """
+    try:
+        conn = sqlite3.connect(
+            path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False, cached_statements=512
+        )
+        _prepare(conn)
+        if conn.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise StoreError(f"{path}: the file system allows no WAL")
+        conn.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        conn.execute("PRAGMA secure_delete = FAST")
+        _migrate(conn, path)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+    return conn
+
+
+def _migrate(conn: Connection, path: Path) -> None:
+    database = Database(conn)
+    applied = {migration.name for migration in migrations.applied(database)}
+    known = {migration.name for migration in migrations._migrations}
+    if applied - known:
+        raise StoreError(f"{path}: made by a newer version of the sidecar ({', '.join(sorted(applied - known))})")
+    if applied == known:
+        return
+    if not applied and conn.execute("SELECT EXISTS (SELECT 1 FROM sqlite_master)").fetchone() != (0,):
+        raise StoreError(f"{path}: a database, but not one of the sidecar")
+    # atomic() of sqlite-utils is a deferred BEGIN: 1 of 40 simultaneous starts failed without the lock taken first.
+    with immediate(conn):
+        migrations.apply(database)
+
+
+def open_read_only(path: Path) -> Connection:
+    """A connection that cannot write (`mode=ro`), in one snapshot for each statement. Raises StoreError."""
+    if not path.exists():
+        raise StoreError(f"{path}: no such database; `sidecar serve` makes one")
+    try:
+        conn = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro",
+            uri=True,
+            isolation_level=None,
+            timeout=READ_TIMEOUT_S,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        _prepare(conn)
+        if not conn.execute("SELECT count(*) FROM sqlite_master WHERE name = 'web_vitals'").fetchone()[0]:
+            raise StoreError(f"{path}: not a database of the sidecar")
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+    return conn
+
+
+@contextmanager
+def immediate(conn: Connection) -> Iterator[None]:
+    """One write transaction. Rolls back what is left to roll back: a full disk has ended the transaction already."""
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def snapshot(conn: Connection) -> Iterator[None]:
+    """Several reads of one state of the file."""
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether nothing can be stored at the moment: disk full, read-only file system, or the lock was not to be had."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.OperationalError) and (
+        code is None
+        or (code & 0xFF)
+        in {
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_NOMEM,
+        }
+    )
+
+
+def file_bytes(path: Path) -> int:
+    """Size of the database file and its WAL, in bytes."""
+    return sum(name.stat().st_size for name in (path, Path(f"{path}-wal")) if name.exists())
+
+
+def rows(conn: Connection, sql: str, parameters: Any = ()) -> Iterator[dict[str, Any]]:
+    """Rows as dicts, streamed."""
+    cursor = conn.execute(sql, parameters)
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))

@@ -1,0 +1,154 @@
+"""One thread, one writable connection, group commit. Knows no tables: it takes functions of a connection.
+
+Whatever is queued when a transaction ends is the next group, up to a bound; no artificial delay. A waiter is resolved
+only after COMMIT. When a group fails it is rolled back and its tasks run one by one, so that the one that fails does so
+alone and with its own cause.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+from sidecar.errors import UnavailableError
+from sidecar.store.database import Connection, immediate, is_full
+
+GROUP_MAX = 256
+QUEUE_MAX = 4096
+
+Result = TypeVar("Result")
+Work = Callable[[Connection, Sequence[Any]], Sequence[Any]]
+
+
+class Task(NamedTuple):
+    """One thing to do in a transaction. Neighbours with the same `work` are done in one call, one payload each.
+
+    `settle(result, error)` is called after COMMIT, in the writer's thread.
+    """
+
+    work: Work
+    payload: Any
+    settle: Callable[[Any, BaseException | None], None]
+
+
+def _one(conn: Connection, payloads: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    return [payload(conn) for payload in payloads]
+
+
+class Writer:
+    """The one door to the database: takes ownership of a writable connection and closes it."""
+
+    def __init__(self, conn: Connection, *, queue_max: int = QUEUE_MAX, group_max: int = GROUP_MAX) -> None:
+        self._conn = conn
+        self._queue: deque[Task] = deque()
+        self._queue_max = queue_max
+        self._group_max = group_max
+        self._wake = threading.Condition()
+        self._closing = False
+        self._failure: str | None = None
+        self.groups_count = 0
+        self.tasks_count = 0
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    def __repr__(self) -> str:
+        phase = "closed" if self._closing else "running" if self._thread.is_alive() else "not started"
+        failure = f", failing: {self._failure}" if self._failure else ""
+        done = f"{self.tasks_count} done in {self.groups_count} groups"
+        return f"<Writer {phase}: {len(self._queue)} waiting, {done}{failure}>"
+
+    @property
+    def waiting_count(self) -> int:
+        """Tasks that are queued."""
+        return len(self._queue)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last group could not be stored (full disk and the like); None when it could."""
+        return self._failure
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task. Raises UnavailableError when the queue is full or the writer is closing."""
+        with self._wake:
+            if self._closing:
+                raise UnavailableError("shutting down")
+            if len(self._queue) >= self._queue_max:
+                raise UnavailableError("the write queue is full", retry_after_s=1)
+            self._queue.append(task)
+            if len(self._queue) == 1:
+                self._wake.notify()
+
+    def call(self, function: Callable[[Connection], Result]) -> Future[Result]:
+        """Run one function of a connection in a transaction; its result, or what it raised, after COMMIT."""
+        future: Future[Result] = Future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # its waiter was cancelled, the work is done all the same
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self.submit(Task(_one, function, settle))
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued, then close the connection."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._conn.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closing:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+                group = [self._queue.popleft() for _ in range(min(self._group_max, len(self._queue)))]
+            self._commit(group)
+
+    def _commit(self, group: list[Task]) -> None:
+        try:
+            results = self._transaction(group)
+        except Exception as error:
+            if len(group) == 1 or is_full(error):
+                self._fail(group, error)
+            else:
+                for task in group:
+                    self._commit([task])
+            return
+        self._failure = None
+        self.groups_count += 1
+        self.tasks_count += len(group)
+        for task, result in zip(group, results, strict=True):
+            task.settle(result, None)
+
+    def _transaction(self, group: list[Task]) -> list[Any]:
+        results: list[Any] = []
+        with immediate(self._conn):
+            start = 0
+            for end in range(1, len(group) + 1):
+                if end == len(group) or group[end].work != group[start].work:
+                    part = group[start:end]
+                    results += part[0].work(self._conn, [task.payload for task in part])
+                    start = end
+        return results
+
+    def _fail(self, group: list[Task], error: Exception) -> None:
+        told: Exception = error
+        if is_full(error):
+            self._failure = str(error)
+            told = UnavailableError(f"cannot store now: {error}", retry_after_s=10)
+        for task in group:
+            task.settle(None, told)
