@@ -1,0 +1,1 @@
+"""Bytes to facts: no SQL, no HTTP objects."""

@@ -1,0 +1,472 @@
+"""Statements that upsert facts and derive sessions and visitors: the write path, and the merge of all that comes in.
+
+Facts of a group are judged in Python against what is held (`judge`, a pure function), the winners are written, and the
+rows of every touched session and of its visitors are rebuilt from the views in schema.sql, in the same transaction.
+Keys are resolved by SQL each time: the command line is another process on the same file, so nothing is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from json import dumps
+from typing import Any, NamedTuple, TypeVar
+
+from sidecar.canonical import client_bits, content, content_size, digest, page_bits
+from sidecar.model import (
+    NAVIGATION_TYPES,
+    RATINGS,
+    SESSION_BYTES_MAX,
+    SESSION_FACTS_MAX,
+    Campaign,
+    Client,
+    EventFact,
+    Fact,
+    Outcome,
+    Page,
+    VitalFact,
+)
+from sidecar.store.database import Connection
+
+# Below this many facts a session cannot reach 16 MiB: an item is at most 16 KiB, its canonical form at most twice that.
+_BYTES_CHECK_FROM = 500
+FULL = "session is full"
+
+
+class Recording(NamedTuple):
+    """One beacon's facts, each with its place in the beacon, and when it was received."""
+
+    facts: list[tuple[int, Fact]]
+    now: int
+
+
+class Judged(NamedTuple):
+    """What became of one fact; `reason` where it was rejected."""
+
+    position: int
+    outcome: Outcome
+    reason: str | None = None
+
+
+class Recorded(NamedTuple):
+    """What became of one beacon. `opened`: (funnel, session) ids of sessions that a web vital of it created."""
+
+    judged: list[Judged]
+    opened: list[tuple[str, str]]
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _newer(fact: Fact, held: Fact) -> bool:
+    if fact.timestamp != held.timestamp:
+        return fact.timestamp > held.timestamp
+    if isinstance(fact, VitalFact) and isinstance(held, VitalFact) and (fact.seq, fact.value) != (held.seq, held.value):
+        return (fact.seq, fact.value) > (held.seq, held.value)
+    return content(fact) > content(held)
+
+
+def judge(fact: Fact, held: Fact | None, *, dated_by_arrival: bool = True) -> Outcome:
+    """What a report is to the one that is held: of several reports the newest wins.
+
+    A client whose clock is of no use is dated by arrival, so its repeats differ by their time alone: duplicates. Facts
+    from documents carry their time with them (`dated_by_arrival` False): there the newest wins in this case, too.
+    """
+    if held is None:
+        return Outcome.ACCEPTED
+    if fact == held:
+        return Outcome.DUPLICATE
+    if dated_by_arrival and (fact.clock_skewed or held.clock_skewed):
+        same_time = fact._replace(timestamp=held.timestamp, clock_skewed=held.clock_skewed)
+        if same_time == held:
+            return Outcome.DUPLICATE
+    return Outcome.ACCEPTED if _newer(fact, held) else Outcome.SUPERSEDED
+
+
+_RATING_CODES = {rating: code for code, rating in enumerate(RATINGS)}
+_NAVIGATION_CODES = {None: None} | {name: code for code, name in enumerate(NAVIGATION_TYPES)}
+
+# --- statements ------------------------------------------------------------------------------------------------------
+
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # few texts, so that all stay prepared
+
+
+@lru_cache(maxsize=512)
+def _with_values(sql: str, width: int, count: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return sql.replace("{values}", f"(VALUES {','.join([row] * count)})")
+
+
+def run_values(conn: Connection, sql: str, table: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Run a statement over rows: `{values}` in it stands for them, with columns column1, column2 and so on.
+
+    Rows of NULLs fill up to the next size, so the statement must not match or must leave out `column1 IS NULL`.
+    """
+    rows = iter(table)
+    while part := list(islice(rows, _SIZES[-1])):
+        width = len(part[0])
+        size = next(size for size in _SIZES if size >= len(part))
+        flat = [cell for row in part for cell in row]
+        flat += [None] * (width * (size - len(part)))
+        yield from conn.execute(_with_values(sql, width, size), flat).fetchall()
+
+
+_FIND_FUNNELS = """
+SELECT site, funnel_id, funnel_key FROM {values} AS wanted
+CROSS JOIN funnels ON site = column1 AND funnel_id = column2"""
+_ADD_FUNNELS = """
+INSERT INTO funnels (site, funnel_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
+RETURNING site, funnel_id, funnel_key"""
+_FIND_NAMES = """
+SELECT site, anonymous_id, visitor_key FROM {values} AS wanted
+CROSS JOIN anonymous_ids ON site = column1 AND anonymous_id = column2"""
+_ADD_NAMES = """
+INSERT INTO anonymous_ids (site, anonymous_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
+RETURNING site, anonymous_id, visitor_key"""
+_FIND_PAGES = "SELECT digest, page_key FROM {values} AS wanted CROSS JOIN pages ON digest = column1"
+_ADD_PAGE = """
+INSERT INTO pages SELECT (coalesce(max(page_key), 0) / 2 + 1) * 2 + ?, ?,?,?,? FROM pages RETURNING page_key"""
+_FIND_CAMPAIGNS = "SELECT digest, campaign_key FROM {values} AS wanted CROSS JOIN campaigns ON digest = column1"
+_ADD_CAMPAIGN = """
+INSERT INTO campaigns SELECT coalesce(max(campaign_key), 0) + 1 + ?, ?,?,?,?,?,? FROM campaigns
+RETURNING campaign_key"""
+_FIND_CLIENTS = "SELECT digest, client_key FROM {values} AS wanted CROSS JOIN clients ON digest = column1"
+_ADD_CLIENT = """
+INSERT INTO clients SELECT (coalesce(max(client_key), 0) / 8 + 1) * 8 + ?, ?,?,?,?,?,?,?,?,?,?,?,?,?,? FROM clients
+RETURNING client_key"""
+_FIND_SESSIONS = """
+SELECT funnel_key, session_id, session_key, visitor_key, vitals_count + events_count FROM {values} AS wanted
+CROSS JOIN sessions ON funnel_key = column1 AND session_id = column2"""
+_ADD_SESSIONS = """
+INSERT INTO sessions (funnel_key, session_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
+RETURNING funnel_key, session_id, session_key"""
+
+_CLIENT_COLUMNS = """c.client_key, c.device_type, c.browser_name, c.browser_version, c.os_name, c.os_version,
+c.screen_width, c.screen_height, c.bot, c.country_code, c.country_name, c.region, c.city, c.ip_address"""
+VITAL_COLUMNS = f"""v.session_key, v.metric, v.id, v.value, v.rating, v.delta, v.navigation_type, v.seq,
+p.page_key, p.url, p.path, p.title, a.anonymous_id, v.timestamp, v.clock_skewed, {_CLIENT_COLUMNS}"""
+EVENT_COLUMNS = f"""v.session_key, v.event_id, v.event_name, v.properties, v.referrer, v.context, v.click_ids,
+p.page_key, p.url, p.path, p.title, a.anonymous_id, v.timestamp, v.clock_skewed, {_CLIENT_COLUMNS},
+g.campaign_key, g.source, g.medium, g.campaign, g.term, g.content"""
+FACT_JOINS = """
+LEFT JOIN pages AS p ON p.page_key = v.page_key
+LEFT JOIN anonymous_ids AS a ON a.visitor_key = v.visitor_key
+LEFT JOIN clients AS c ON c.client_key = v.client_key"""
+CAMPAIGN_JOIN = "LEFT JOIN campaigns AS g ON g.campaign_key = v.campaign_key"
+_HELD_VITALS = f"""
+SELECT {VITAL_COLUMNS} FROM {{values}} AS wanted
+CROSS JOIN web_vitals AS v ON v.session_key = column1 AND v.metric = column2 AND v.id = column3 {FACT_JOINS}"""
+_HELD_EVENTS = f"""
+SELECT {EVENT_COLUMNS} FROM {{values}} AS wanted
+CROSS JOIN events AS v ON v.session_key = column1 AND v.event_id = column2 {FACT_JOINS} {CAMPAIGN_JOIN}"""
+_SESSION_BYTES = """
+SELECT (SELECT coalesce(sum(content_bytes), 0) FROM web_vitals WHERE session_key = ?1)
+     + (SELECT coalesce(sum(content_bytes), 0) FROM events WHERE session_key = ?1)"""
+_PUT_VITALS = """
+INSERT INTO web_vitals (session_key, metric, id, value, rating_code, delta, navigation_code, seq, page_key, visitor_key,
+                        client_key, timestamp, clock_skewed, content_bytes)
+SELECT * FROM {values} WHERE column1 IS NOT NULL
+ON CONFLICT (session_key, metric, id) DO UPDATE SET
+    value = excluded.value, rating_code = excluded.rating_code, delta = excluded.delta,
+    navigation_code = excluded.navigation_code, seq = excluded.seq, page_key = excluded.page_key,
+    visitor_key = excluded.visitor_key, client_key = excluded.client_key, timestamp = excluded.timestamp,
+    clock_skewed = excluded.clock_skewed, content_bytes = excluded.content_bytes"""
+_PUT_EVENTS = """
+INSERT INTO events (session_key, event_id, event_name, properties, page_key, referrer, context, campaign_key,
+                    click_ids, visitor_key, client_key, timestamp, clock_skewed, content_bytes)
+SELECT * FROM {values} WHERE column1 IS NOT NULL
+ON CONFLICT (session_key, event_id) DO UPDATE SET
+    event_name = excluded.event_name, properties = excluded.properties, page_key = excluded.page_key,
+    referrer = excluded.referrer, context = excluded.context, campaign_key = excluded.campaign_key,
+    click_ids = excluded.click_ids, visitor_key = excluded.visitor_key, client_key = excluded.client_key,
+    timestamp = excluded.timestamp, clock_skewed = excluded.clock_skewed, content_bytes = excluded.content_bytes"""
+
+# Derived columns by the facts they are derived from: a vital cannot change what comes from events alone, and so on.
+_FROM_BOTH = "visitor_key, started_at, ended_at, first_page_key, last_page_key, first_client_key, other_clients"
+_FROM_VITALS = "vitals_count, avg_lcp, avg_inp, avg_cls, avg_fcp, avg_ttfb"
+_FROM_EVENTS = (
+    "page_views, events_count, identifications, converted, conversion_type, conversion_value, currency, "
+    "first_referrer, first_campaign_key, last_campaign_key, first_click_ids, last_click_ids, active_seconds"
+)
+DERIVED_SESSION_COLUMNS = tuple(f"{_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}".split(", "))
+DERIVED_VISITOR_COLUMNS = (
+    "site",
+    "anonymous_id",
+    "display_name",
+    "first_seen",
+    "last_seen",
+    "total_sessions",
+    "total_events",
+    "user_id",
+    "traits",
+)
+
+
+def _derive_sql(columns: str) -> str:
+    return f"""
+UPDATE sessions SET revision = iif(?1 IS NULL, revision, max(revision + 1, ?1)),
+    ({columns}) = (SELECT {columns} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)
+WHERE session_key IN (SELECT value FROM json_each(?2)) RETURNING visitor_key"""
+
+
+_DERIVE_AFTER = {
+    (True, False): _derive_sql(f"{_FROM_BOTH}, {_FROM_VITALS}"),
+    (False, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_EVENTS}"),
+    (True, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}"),
+}
+_DERIVE_VISITORS = f"""
+INSERT INTO visitors (visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)})
+SELECT visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)} FROM derived_visitors
+WHERE visitor_key IN (SELECT value FROM json_each(?))
+ON CONFLICT (visitor_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in DERIVED_VISITOR_COLUMNS)}"""
+_DROP_VISITORS = """
+DELETE FROM visitors WHERE visitor_key IN (SELECT value FROM json_each(?))
+AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.visitor_key = visitors.visitor_key)"""
+
+
+# --- rows to facts ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8192)
+def _client(fields: tuple[Any, ...]) -> Client:
+    return Client(*fields)
+
+
+class FactOwner(NamedTuple):
+    """The texts that a fact's session key stands for."""
+
+    site: str
+    funnel_id: str
+    session_id: str
+
+
+def read_vital(row: tuple[Any, ...], owner: FactOwner) -> VitalFact:
+    """A fact from a row of VITAL_COLUMNS."""
+    _, metric, vital_id, value, rating, delta, navigation_type, seq = row[:8]
+    page_key, url, path, title, anonymous_id, timestamp, clock_skewed, client_key = row[8:16]
+    page = None if page_key is None else Page(url, path, title)
+    client = None if client_key is None else _client(row[16:])
+    links: list[Any] = [delta, navigation_type, seq, page, anonymous_id, client, timestamp, bool(clock_skewed)]
+    return VitalFact(*owner, metric, vital_id, value, rating, *links)
+
+
+def read_event(row: tuple[Any, ...], owner: FactOwner) -> EventFact:
+    """A fact from a row of EVENT_COLUMNS."""
+    _, event_id, event_name, properties, referrer, context, click_ids = row[:7]
+    page_key, url, path, title, anonymous_id, timestamp, clock_skewed, client_key = row[7:15]
+    page = None if page_key is None else Page(url, path, title)
+    client = None if client_key is None else _client(row[15:28])
+    campaign = None if row[28] is None else Campaign(*row[29:])
+    links: list[Any] = [page, referrer, context, campaign, click_ids, anonymous_id, client, timestamp]
+    links.append(bool(clock_skewed))
+    return EventFact(*owner, event_id, event_name, properties, *links)
+
+
+# --- storing ---------------------------------------------------------------------------------------------------------
+
+
+class _Session:
+    """A session that a group touches, as far as storing needs it."""
+
+    __slots__ = ("bytes_count", "events_changed", "facts_count", "is_new", "key", "visitor_key", "vitals_changed")
+
+    def __init__(self, key: int, visitor_key: int | None, facts_count: int, is_new: bool) -> None:
+        self.key = key
+        self.visitor_key = visitor_key
+        self.facts_count = facts_count
+        self.bytes_count: int | None = None  # known only where the bound is near
+        self.is_new = is_new
+        self.vitals_changed = False
+        self.events_changed = False
+
+
+class Stored(NamedTuple):
+    """What a merge did: an outcome and reason a fact, and the sessions it touched, by (site, funnel, session) ids."""
+
+    outcomes: list[tuple[Outcome, str | None]]
+    sessions: dict[FactOwner, _Session]
+
+    @property
+    def changed(self) -> list[_Session]:
+        """The sessions whose facts changed."""
+        return [session for session in self.sessions.values() if session.vitals_changed or session.events_changed]
+
+
+def _find_or_add(conn: Connection, find: str, add: str, wanted: set[Any]) -> dict[Any, int]:
+    """Keys of rows of texts: (texts..., key) of the found ones, and of the added."""
+    keys = {row[:-1]: row[-1] for row in run_values(conn, find, wanted)}
+    missing = wanted - keys.keys()
+    if missing:
+        keys |= {row[:-1]: row[-1] for row in run_values(conn, add, missing)}
+    return keys
+
+
+_Row = TypeVar("_Row", Page, Client, Campaign)
+
+
+def _intern(
+    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[_Row], int]
+) -> dict[_Row | None, int | None]:
+    """Keys of pages, clients or campaigns, found by digest; `bits` are the low bits of a new row's key."""
+    rows: set[_Row] = {one for one in said if one is not None}
+    keys = dict(run_values(conn, find, [(digest(row),) for row in rows])) if rows else {}
+    found: dict[_Row | None, int | None] = {None: None}
+    row: _Row
+    for row in rows:
+        key = keys.get(digest(row))
+        found[row] = conn.execute(add, (bits(row), digest(row), *row)).fetchone()[0] if key is None else key
+    return found
+
+
+def _find_sessions(conn: Connection, facts: Sequence[Fact]) -> dict[FactOwner, _Session]:
+    owners = {FactOwner(fact.site, fact.funnel_id, fact.session_id): None for fact in facts}
+    funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, {owner[:2] for owner in owners})
+    by_key = {(funnels[owner[:2]], owner.session_id): owner for owner in owners}
+    sessions = {
+        by_key[funnel_key, session_id]: _Session(key, visitor_key, facts_count, is_new=False)
+        for funnel_key, session_id, key, visitor_key, facts_count in run_values(conn, _FIND_SESSIONS, by_key)
+    }
+    missing = [texts for texts, owner in by_key.items() if owner not in sessions]
+    for funnel_key, session_id, key in run_values(conn, _ADD_SESSIONS, missing):
+        sessions[by_key[funnel_key, session_id]] = _Session(key, None, 0, is_new=True)
+    return sessions
+
+
+_Identity = tuple[int, str, str] | tuple[int, str]  # (session, metric, id) of a vital, (session, id) of an event
+
+
+def _identify(fact: Fact, session: _Session) -> _Identity:
+    return (session.key, fact.metric, fact.id) if isinstance(fact, VitalFact) else (session.key, fact.id)
+
+
+def _find_held(
+    conn: Connection, facts: Sequence[Fact], sessions: dict[FactOwner, _Session]
+) -> dict[_Identity, Fact | None]:
+    vitals: set[_Identity] = set()
+    events: set[_Identity] = set()
+    for fact in facts:
+        session = sessions[fact[:3]]  # type: ignore[index]  # the first three fields of a fact are its owner's
+        if not session.is_new:
+            (vitals if isinstance(fact, VitalFact) else events).add(_identify(fact, session))
+    owners = {session.key: owner for owner, session in sessions.items()}
+    held: dict[_Identity, Fact | None] = {}
+    for row in run_values(conn, _HELD_VITALS, vitals) if vitals else ():
+        held[row[:3]] = read_vital(row, owners[row[0]])
+    for row in run_values(conn, _HELD_EVENTS, events) if events else ():
+        held[row[:2]] = read_event(row, owners[row[0]])
+    return held
+
+
+def _has_room(conn: Connection, session: _Session, size: int) -> bool:
+    if session.facts_count >= SESSION_FACTS_MAX:
+        return False
+    if session.facts_count >= _BYTES_CHECK_FROM:
+        if session.bytes_count is None:
+            session.bytes_count = conn.execute(_SESSION_BYTES, (session.key,)).fetchone()[0]
+        return session.bytes_count + size <= SESSION_BYTES_MAX
+    return True
+
+
+def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bool = True) -> Stored:
+    """Judge facts in order, also against each other, and write the winners. Derives nothing yet."""
+    sessions = _find_sessions(conn, facts)
+    held = _find_held(conn, facts, sessions)
+    outcomes: list[tuple[Outcome, str | None]] = []
+    winners: dict[_Identity, tuple[Fact, int]] = {}
+    for fact in facts:
+        session = sessions[fact[:3]]  # type: ignore[index]  # as above
+        identity = _identify(fact, session)
+        before = held.get(identity)
+        outcome = judge(fact, before, dated_by_arrival=dated_by_arrival)
+        if outcome is Outcome.ACCEPTED:
+            size = content_size(fact)
+            if before is None:
+                if not _has_room(conn, session, size):
+                    outcomes.append((Outcome.REJECTED, FULL))
+                    continue
+                session.facts_count += 1
+                if session.bytes_count is not None:
+                    session.bytes_count += size
+            held[identity] = fact
+            winners[identity] = fact, size
+            if isinstance(fact, VitalFact):
+                session.vitals_changed = True
+            else:
+                session.events_changed = True
+        outcomes.append((outcome, None))
+    _write(conn, winners)
+    return Stored(outcomes, sessions)
+
+
+def _write(conn: Connection, winners: dict[_Identity, tuple[Fact, int]]) -> None:
+    if not winners:
+        return
+    facts = [fact for fact, _ in winners.values()]
+    pages = _intern(conn, _FIND_PAGES, _ADD_PAGE, (fact.page for fact in facts), page_bits)
+    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENT, (fact.client for fact in facts), client_bits)
+    named = (fact.campaign for fact in facts if isinstance(fact, EventFact))
+    campaigns = _intern(conn, _FIND_CAMPAIGNS, _ADD_CAMPAIGN, named, lambda _: 0)
+    wanted = {(fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None}
+    names = _find_or_add(conn, _FIND_NAMES, _ADD_NAMES, wanted) if wanted else {}
+    vitals: list[tuple[Any, ...]] = []
+    events: list[tuple[Any, ...]] = []
+    for identity, (f, size) in winners.items():
+        name = names.get((f.site, f.anonymous_id))
+        rest = (name, clients[f.client], f.timestamp, f.clock_skewed, size)
+        if isinstance(f, VitalFact):
+            codes = (_RATING_CODES[f.rating], f.delta, _NAVIGATION_CODES[f.navigation_type])
+            vitals.append((*identity, f.value, *codes, f.seq, pages[f.page], *rest))
+        else:
+            links = (pages[f.page], f.referrer, f.context, campaigns[f.campaign], f.click_ids)
+            events.append((*identity, f.name, f.properties, *links, *rest))
+    for sql, table in ((_PUT_VITALS, vitals), (_PUT_EVENTS, events)):
+        for _ in run_values(conn, sql, table):
+            raise AssertionError("an upsert returns no rows")
+
+
+def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> None:
+    """Rebuild the derived columns of sessions and of their visitors, old and new.
+
+    `now` (ms) gives the sessions their next revision; None leaves revisions as they are.
+    """
+    before = {session.visitor_key for session in sessions}
+    after: set[int | None] = set()
+    for kinds, sql in _DERIVE_AFTER.items():
+        keys = [s.key for s in sessions if (s.vitals_changed, s.events_changed) == kinds]
+        if keys:
+            after |= {row[0] for row in conn.execute(sql, (now, dumps(keys))).fetchall()}
+    derive_visitors(conn, before, after)
+
+
+def derive_visitors(conn: Connection, before: set[int | None], after: set[int | None]) -> None:
+    """Rebuild visitors that touched sessions named before or name now; drop the ones left without sessions."""
+    touched = [key for key in before | after if key is not None]
+    if touched:
+        conn.execute(_DERIVE_VISITORS, (dumps(touched),))
+    left = [key for key in before - after if key is not None]
+    if left:
+        conn.execute(_DROP_VISITORS, (dumps(left),))
+
+
+def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
+    """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
+    flat = [fact for recording in recordings for _, fact in recording.facts]
+    stored = store_facts(conn, flat)
+    changed = stored.changed
+    if changed:
+        derive(conn, changed, max(recording.now for recording in recordings))
+    outcomes = iter(stored.outcomes)
+    fresh = {owner for owner, session in stored.sessions.items() if session.is_new}
+    results: list[Recorded] = []
+    for recording in recordings:
+        judged = [Judged(position, *next(outcomes)) for position, _ in recording.facts]
+        opened: list[tuple[str, str]] = []
+        for _, fact in recording.facts if fresh else ():
+            owner = FactOwner(*fact[:3])
+            if owner in fresh:
+                fresh.discard(owner)
+                if isinstance(fact, VitalFact):
+                    opened.append((fact.funnel_id, fact.session_id))
+        results.append(Recorded(judged, opened))
+    return results
