@@ -1,0 +1,141 @@
+"""Statements that read how shipping goes: for /healthz, /api/shipping, `status`, `parked list` and the session page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.store.database import Connection, rows
+from sidecar.store.documents import to_iso
+from sidecar.store.outbox import finished_ranges, read_destination
+
+BATCHES_SHOWN = 20
+
+_COUNT = "SELECT count(*) FROM sessions WHERE revision > shipped_revision AND revision > ? AND revision < ?"
+_OLDEST = """
+SELECT revision FROM sessions WHERE revision > shipped_revision AND revision > ?1 AND revision < ?2
+ORDER BY revision LIMIT 1"""
+# (parked, of all refused the ones without something new): the latter are neither waiting nor confirmed.
+_COUNT_PARKED = """
+SELECT count(*) FILTER (WHERE p.discarded_at IS NULL), count(*) FILTER (WHERE s.revision <= s.shipped_revision)
+FROM parked AS p JOIN sessions AS s ON s.session_key = p.session_key"""
+
+_LAST_BATCHES = """
+SELECT batch_id, site, lines_count, body_bytes, attempts, state, claimed_at, settled_at, answer
+FROM batches ORDER BY batch_key DESC LIMIT ?"""
+
+
+def read_state(conn: Connection) -> dict[str, Any]:
+    """`{"state", "reason", "since"}` of the destination, for /healthz: no address, no counting, one row read."""
+    destination = read_destination(conn)
+    if destination is None or destination.state == "off":
+        return {"state": "off", "reason": None, "since": None}
+    return {"state": destination.state, "reason": destination.reason, "since": to_iso(destination.since)}
+
+
+def read_shipping(conn: Connection, now: int, timeout_ms: int) -> dict[str, Any]:
+    """All there is to say about shipping; call it inside a snapshot. Times ISO 8601, sizes in bytes.
+
+    `waitingSessions` are finished and not confirmed, `oldestWaiting` is since when the first of them has not changed,
+    `unfinishedSessions` have something new that is not finished yet.
+    """
+    destination = read_destination(conn)
+    off = destination is None or destination.state == "off"
+    past, ahead = finished_ranges(now, timeout_ms)
+    oldest = conn.execute(_OLDEST, past).fetchone()
+    waiting = sum(conn.execute(_COUNT, bounds).fetchone()[0] for bounds in (past, ahead))
+    unfinished = conn.execute(_COUNT, (past[1] - 1, ahead[0] + 1)).fetchone()[0]
+    parked, aside = conn.execute(_COUNT_PARKED).fetchone()
+    total = conn.execute("SELECT count(*) FROM sessions").fetchone()[0]
+    return {
+        "destination": None if destination is None or off else destination.address,
+        **read_state(conn),
+        "nextAttemptAt": to_iso(destination.next_attempt_at)
+        if destination and destination.state in ("waiting", "blocked")
+        else None,
+        "confirmedAt": to_iso(destination.confirmed_at) if destination else None,
+        "waitingSessions": waiting,
+        "oldestWaiting": to_iso(oldest[0]) if oldest else None,
+        "unfinishedSessions": unfinished,
+        "confirmedSessions": total - waiting - unfinished - aside,
+        "parkedSessions": parked,
+        "batches": [
+            {
+                "batchId": row["batch_id"],
+                "site": row["site"],
+                "lines": row["lines_count"],
+                "bytes": row["body_bytes"],
+                "attempts": row["attempts"],
+                "state": row["state"],
+                "claimedAt": to_iso(row["claimed_at"]),
+                "settledAt": to_iso(row["settled_at"]),
+                "answer": row["answer"],
+            }
+            for row in rows(conn, _LAST_BATCHES, (BATCHES_SHOWN,))
+        ],
+    }
+
+
+_SHIPPING_OF = """
+SELECT s.revision, s.shipped_revision, s.shipped_at, f.site, p.revision AS parked_revision, p.confirmed_revision,
+    p.reason, p.batch_id AS parked_batch, p.parked_at, p.discarded_at,
+    (SELECT b.batch_id FROM batch_lines AS l JOIN batches AS b ON b.batch_key = l.batch_key
+     WHERE l.session_key = s.session_key) AS open_batch
+FROM sessions AS s JOIN funnels AS f ON f.funnel_key = s.funnel_key
+LEFT JOIN parked AS p ON p.session_key = s.session_key WHERE s.session_key = ?"""
+_CONFIRMED_IN = "SELECT batch_id FROM batches WHERE state = 'confirmed' AND settled_at = ? AND site = ? LIMIT 2"
+
+
+def read_session_shipping(conn: Connection, session_key: int) -> dict[str, Any]:
+    """Where one session is on its way upstream. Raises LookupError where there is no such session.
+
+    `shipping`: `waiting` (it has something that is not confirmed), `sending` (in an open batch), `parked`, `discarded`
+    or `shipped`. `shippedRevision` is the one confirmed last, `batchId` its batch, as far as that is still known.
+    """
+    row = next(rows(conn, _SHIPPING_OF, (session_key,)), None)
+    if row is None:
+        raise LookupError(f"no session with the key {session_key}")
+    refused = row["parked_revision"] is not None
+    confirmed = row["confirmed_revision"] if refused else row["shipped_revision"]
+    if row["open_batch"] is not None:
+        state = "sending"
+    elif row["revision"] > row["shipped_revision"]:
+        state = "waiting"
+    elif refused:
+        state = "parked" if row["discarded_at"] is None else "discarded"
+    else:
+        state = "shipped"
+    found = conn.execute(_CONFIRMED_IN, (row["shipped_at"], row["site"])).fetchall()
+    return {
+        "shipping": state,
+        "shippedRevision": None if confirmed < 0 else confirmed,
+        "shippedAt": to_iso(row["shipped_at"]),
+        "batchId": found[0][0] if len(found) == 1 else None,
+        "openBatchId": row["open_batch"],
+        "parkedRevision": row["parked_revision"],
+        "parkedReason": row["reason"],
+        "parkedAt": to_iso(row["parked_at"]),
+        "parkedBatchId": row["parked_batch"],
+    }
+
+
+def list_parked(conn: Connection) -> list[dict[str, Any]]:
+    """What the destination has refused and nobody has discarded; `id` is what the other functions take."""
+    found = rows(
+        conn,
+        """SELECT p.session_key AS id, f.site, f.funnel_id, s.session_id, p.revision, p.reason, p.batch_id, p.parked_at
+        FROM parked AS p JOIN sessions AS s ON s.session_key = p.session_key
+        JOIN funnels AS f ON f.funnel_key = s.funnel_key WHERE p.discarded_at IS NULL ORDER BY p.parked_at, id""",
+    )
+    return [
+        {
+            "id": row["id"],
+            "site": row["site"],
+            "funnelId": row["funnel_id"],
+            "sessionId": row["session_id"],
+            "revision": row["revision"],
+            "reason": row["reason"],
+            "batchId": row["batch_id"],
+            "parkedAt": to_iso(row["parked_at"]),
+        }
+        for row in found
+    ]
