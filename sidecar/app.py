@@ -1,0 +1,365 @@
+"""Wires everything once: opens the file, starts writer, shipper and upkeep, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import logging
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, closing, suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
+
+from sidecar.config import Settings
+from sidecar.errors import ConfigError, SidecarError
+from sidecar.ingest.enrich import Rules
+from sidecar.ingest.place import open_places
+from sidecar.ship.shipper import Shipper
+from sidecar.ship.sinks.http import HttpSink
+from sidecar.store.database import SQLITE_VERSION, file_bytes, open_database, open_read_only
+from sidecar.store.documents import to_iso
+from sidecar.store.outbox import set_destination
+from sidecar.store.readers import Readers
+from sidecar.store.shipping import read_session_shipping, read_shipping, read_state
+from sidecar.store.upkeep import put_subaccounts, read_counts
+from sidecar.store.writer import Writer
+from sidecar.web import pages, read
+from sidecar.web.access import Access, Guard, SafeHeaders, peer_address
+from sidecar.web.collect import Collect
+from sidecar.web.gate import Gate, KnownFunnel
+from sidecar.web.receive import Receive
+
+SHUTDOWN_S = 10  # what open requests get before the server ends
+SCRIPT_MAX_AGE_S = 3600
+
+log = structlog.get_logger("sidecar")
+
+
+def now_ms() -> int:
+    """The clock: milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        site=settings.site,
+        ip_privacy=settings.ip_privacy,
+        respect_dnt=settings.respect_dnt,
+        require_consent=settings.require_consent,
+        keep_bots=settings.keep_bots,
+        places=open_places(settings.geoip_database),
+    )
+
+
+def _gate(settings: Settings) -> Gate:
+    known = None
+    if settings.funnels is not None:
+        known = {funnel.id: KnownFunnel(funnel.apiKey, funnel.allowedOrigins) for funnel in settings.funnels}
+    return Gate(
+        funnels=known,
+        allowed_origins=settings.allowed_origins,
+        trusted_proxies=settings.trusted_proxies,
+        rate_limit=settings.rate_limit,
+    )
+
+
+def _shipper(settings: Settings, writer: Writer) -> Shipper | None:
+    if settings.upstream_url is None:
+        return None
+    sink = HttpSink(settings.upstream_url, token=settings.upstream_token, secrets=settings.upstream_secret)
+    return Shipper(
+        writer,
+        settings.database,
+        sink,
+        timeout_ms=settings.session_timeout_ms,
+        interval_s=settings.ship_interval_s,
+        lines_max=settings.ship_batch_size,
+        clock=now_ms,
+    )
+
+
+class Script:
+    """`GET /sidecar.js`: the tracker as it was built into the package. Raises ConfigError where it was not."""
+
+    def __init__(self) -> None:
+        bundle = resources.files("sidecar.tracker").joinpath("bundle/sidecar.js")
+        if not bundle.is_file():
+            raise ConfigError("the tracker is not built; `pip install .` or `pip install -e .` builds it")
+        self._plain = bundle.read_bytes()
+        self._packed = gzip.compress(self._plain, mtime=0)
+        self._etag = f'"{hashlib.sha256(self._plain).hexdigest()[:20]}"'
+
+    async def read(self, request: Request) -> Response:
+        """The script, packed where the browser takes gzip; 304 where it has it already."""
+        headers = {
+            "ETag": self._etag,
+            "Cache-Control": f"public, max-age={SCRIPT_MAX_AGE_S}",
+            "Vary": "Accept-Encoding",
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Resource-Policy": "cross-origin",  # the site's pages have another origin
+        }
+        if self._etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        if packed:
+            headers["Content-Encoding"] = "gzip"
+        return Response(
+            self._packed if packed else self._plain, media_type="text/javascript; charset=utf-8", headers=headers
+        )
+
+
+class Health:
+    """`GET /healthz` and `GET /metrics`: what the parts say of themselves."""
+
+    def __init__(self, settings: Settings, writer: Writer, collect: Callable[[], Collect], readers: Readers) -> None:
+        self._settings = settings
+        self._writer = writer
+        self._collect = collect
+        self._readers = readers
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+
+    def healthz(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
+        """503 only where beacons cannot be stored."""
+        failure = self._writer.failure
+        content: dict[str, Any] = {"status": "failing" if failure else "ok"}
+        if failure:
+            content["reason"] = failure
+        content["queue"] = self._writer.waiting_count
+        try:
+            with self._readers.snapshot() as conn:
+                content["shipping"] = read_state(conn)
+        except SidecarError as error:
+            content["shipping"] = {"state": "unknown", "reason": str(error)}
+        return JSONResponse(content, status_code=503 if failure else 200, headers={"Cache-Control": "no-store"})
+
+    def metrics(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
+        """Prometheus text."""
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics. No label holds a path, an id or a user agent."""
+        collect = self._collect()
+        beacons = CounterMetricFamily("sidecar_beacons", "Beacons by HTTP status.", labels=["status"])
+        for status, count in collect.beacons.items():
+            beacons.add_metric([str(status)], count)
+        items = CounterMetricFamily("sidecar_items", "Items by outcome.", labels=["outcome"])
+        for outcome, count in collect.items.items():
+            items.add_metric([str(outcome)], count)
+        yield beacons
+        yield items
+        yield CounterMetricFamily("sidecar_groups", "Committed groups.", value=self._writer.groups_count)
+        yield GaugeMetricFamily("sidecar_queue_tasks", "Tasks waiting to be written.", value=self._writer.waiting_count)
+        size = file_bytes(self._settings.database)
+        yield GaugeMetricFamily("sidecar_database_bytes", "Size of the file and its WAL.", value=size)
+        with self._readers.snapshot() as conn:
+            shipping = read_shipping(conn, now_ms(), self._settings.session_timeout_ms)
+        for name, key, text in (
+            ("sidecar_sessions_waiting", "waitingSessions", "Finished sessions that are not confirmed."),
+            ("sidecar_sessions_confirmed", "confirmedSessions", "Sessions that the destination has confirmed."),
+            ("sidecar_sessions_parked", "parkedSessions", "Sessions that the destination refused."),
+        ):
+            yield GaugeMetricFamily(name, text, value=shipping[key])
+
+
+async def _json_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    text = error.detail if isinstance(error, HTTPException) else "internal error"
+    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
+
+
+def build(settings: Settings) -> ASGIApp:
+    """The ASGI application. Raises StoreError or ConfigError where the file or a setting cannot be used."""
+    rules, gate, script = _rules(settings), _gate(settings), Script()
+    writer = Writer(open_database(settings.database, durability=settings.durability))
+    readers = Readers(settings.database)
+
+    def find_address(scope: Scope) -> str | None:
+        return gate.find_address(peer_address(scope), Headers(scope=scope).get("x-forwarded-for"))
+
+    access = Access(settings.dashboard_token, now_ms, find_address=find_address)
+    shipper = _shipper(settings, writer)
+    receive = Receive(
+        writer, [(entry.token, entry.sites) for entry in settings.receive_token], settings.receive_secret, now_ms
+    )
+    context = read.Context(
+        readers=readers,
+        access=access,
+        clock=now_ms,
+        session_timeout_ms=settings.session_timeout_ms,
+        read_shipping=read_shipping,
+        read_session_shipping=read_session_shipping,
+        tag_funnel=settings.funnels[0].id if settings.funnels else "default",
+        tag_key=settings.funnels[0].apiKey if settings.funnels else None,
+    )
+    subaccounts = {funnel.id: funnel.subaccountId for funnel in settings.funnels or () if funnel.subaccountId}
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
+        writer.start()
+        if subaccounts:
+            writer.call(lambda conn: put_subaccounts(conn, settings.site, subaccounts)).result()
+        if shipper is None:
+            writer.call(lambda conn: set_destination(conn, None, now_ms())).result()
+        running = asyncio.create_task(shipper.run(), name="shipper") if shipper else None
+        yield
+        if running:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+        readers.close()
+        await asyncio.to_thread(writer.close)
+
+    health = Health(settings, writer, lambda: collect, readers)
+    behind = [Middleware(SafeHeaders), Middleware(Guard, access=access, refuse=read.refuse)]
+    routes = [
+        Route("/sidecar.js", script.read, methods=["GET"]),
+        Route("/healthz", health.healthz, methods=["GET"]),
+        Route("/metrics", health.metrics, methods=["GET"], middleware=behind),
+        Route("/api/sessions", receive, methods=["POST"]),
+        *read.routes(context),
+        *pages.routes(context),
+    ]
+    starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _json_error})
+    collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms)
+    return collect
+
+
+def _greet(settings: Settings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("listening", address=f"http://{host}:{settings.port}", database=str(settings.database))
+    for warning in _warnings(settings):
+        log.warning(warning)
+
+
+def _warnings(settings: Settings) -> list[str]:
+    """What a person should know of these settings."""
+    found = []
+    if settings.upstream_url is not None and "site" not in settings.model_fields_set:
+        found.append("SIDECAR_SITE is not set: sessions of several sidecars would be one site upstream")
+    return found
+
+
+def configure_logs(form: str) -> None:
+    """Logs to stderr, as text for people or as JSON lines."""
+    renderer: Any = structlog.processors.JSONRenderer()
+    if form == "text":
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            _greet(self._settings)
+
+
+def run_server(app: ASGIApp, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SidecarError where it cannot start."""
+    configure_logs(settings.log_format)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,  # the gate reads X-Forwarded-For, and only from TRUSTED_PROXIES
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        lifespan="on",
+    )
+    server = _Server(config, settings)
+    try:
+        server.run()
+    except SystemExit:  # what uvicorn does after it has logged why it cannot bind
+        raise SidecarError(f"could not listen on {settings.host}:{settings.port}") from None
+    if not server.started:
+        raise SidecarError("could not start")
+
+
+def ship_now(settings: Settings, *, everything: bool) -> tuple[str, bool]:
+    """One pass of shipping by hand: a line for a person, and whether nothing was left waiting.
+
+    Raises ConfigError where there is no upstream, DestinationBusyError where a server is shipping at the moment.
+    """
+    if settings.upstream_url is None:
+        raise ConfigError("SIDECAR_UPSTREAM_URL is not set: there is nowhere to ship to")
+
+    async def work() -> tuple[str, bool]:
+        writer = Writer(open_database(settings.database, durability=settings.durability))
+        writer.start()
+        shipper = _shipper(settings, writer)
+        assert shipper is not None  # noqa: S101 - UPSTREAM_URL is set
+        try:
+            passed = await shipper.ship_once(include_unfinished=everything)
+            return passed.sentence, passed.reason is None
+        finally:
+            await asyncio.to_thread(writer.close)
+
+    configure_logs(settings.log_format)
+    return asyncio.run(work())
+
+
+def describe_status(settings: Settings) -> list[tuple[str, str]]:
+    """Label and text of each line of `sidecar status`. Raises StoreError."""
+    with closing(open_read_only(settings.database)) as conn:
+        counts = read_counts(conn)
+        shipping = read_shipping(conn, now_ms(), settings.session_timeout_ms)
+    size = file_bytes(settings.database)
+    lines = [
+        ("database", f"{Path(settings.database).resolve()} ({size / 1e6:.1f} MB with its WAL)"),
+        ("sqlite", SQLITE_VERSION),
+        ("sessions", f"{counts['sessions']}, {counts['provisional']} provisional"),
+        ("visitors", str(counts["visitors"])),
+        ("web vitals", str(counts["web_vitals"])),
+        ("events", str(counts["events"])),
+        ("last change", to_iso(counts["last_change"]) or "never"),
+    ]
+    reason = f": {shipping['reason']} (since {shipping['since']})" if shipping["reason"] else ""
+    lines += [
+        ("shipping", f"{shipping['state']}{reason}"),
+        ("shipping to", shipping["destination"] or "nowhere (SIDECAR_UPSTREAM_URL is not set)"),
+        ("sessions waiting", f"{shipping['waitingSessions']}, {shipping['unfinishedSessions']} unfinished"),
+        ("oldest waiting", shipping["oldestWaiting"] or "none"),
+        ("sessions confirmed", str(shipping["confirmedSessions"])),
+        ("sessions parked", str(shipping["parkedSessions"])),
+        ("last delivery", shipping["confirmedAt"] or "never"),
+    ]
+    return lines + [("warning", warning) for warning in _warnings(settings)]

@@ -1,0 +1,340 @@
+"""Beacons come in here: the two track routes, answered only after COMMIT.
+
+An ASGI class in front of Starlette, not a route of it: with 64 connections a `Route` costs a quarter of the beacons a
+second that a process can take (tests/benchmarks/ingest.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sidecar.errors import MalformedBeaconError, RejectedBeaconError, UnavailableError
+from sidecar.ingest.enrich import Rules, Source, enrich
+from sidecar.ingest.wire import Item, VitalItem, parse_events, parse_web_vitals
+from sidecar.model import Fact, Outcome, Rejection
+from sidecar.store.facts import Recorded, Recording, record
+from sidecar.store.upkeep import put_salt
+from sidecar.store.writer import Task, Writer
+from sidecar.web.gate import Gate
+
+BODY_MAX = 64 * 1024  # what Chromium's sendBeacon takes
+HEADERS_MAX = 64 * 1024
+LINES_A_SECOND_MAX = 10
+_DAY_MS = 86_400_000
+
+log = structlog.get_logger("sidecar.collect")
+
+Parse = Callable[[bytes, str | None], tuple[list[Item], list[Rejection]]]
+_PARSERS: dict[str, Parse] = {"/api/track/web-vitals": parse_web_vitals, "/api/track/events": parse_events}
+_KEPT = (Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.SUPERSEDED)
+_Headers = dict[bytes, bytes]
+
+
+class Answer(NamedTuple):
+    """An HTTP answer: status, JSON body, more headers."""
+
+    status: int
+    body: bytes
+    headers: list[tuple[bytes, bytes]] = []  # noqa: RUF012 - never changed
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _error(status: int, text: str, *headers: tuple[bytes, bytes], **more: Any) -> Answer:
+    return Answer(status, _json({"error": text, **more}), list(headers))
+
+
+def _stored(accepted: int, duplicate: int, superseded: int, rejected: list[Rejection]) -> bytes:
+    listed = [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
+    return _json(
+        {
+            "success": True,
+            "accepted": accepted,
+            "duplicate": duplicate,
+            "superseded": superseded,
+            "rejected": listed,
+        }
+    )
+
+
+_ONE_ACCEPTED = Answer(200, _stored(1, 0, 0, []))  # nearly every answer
+
+
+class BodyTooLargeError(Exception):
+    """The body is over its limit."""
+
+
+class ClientGoneError(Exception):
+    """The client left before its body was whole."""
+
+
+async def read_body(receive: Receive, length: bytes | None, limit: int = BODY_MAX) -> bytes:
+    """The request's body. Raises BodyTooLargeError, as early as it is known, and ClientGoneError."""
+    if length is not None and length.isdigit() and int(length[:20]) > limit:
+        raise BodyTooLargeError
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLargeError
+        return body
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise BodyTooLargeError
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+
+
+class Mailbox:
+    """Carries results from the writer's thread to the event loop: one wake-up a group, not one a waiter."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._woken = False
+
+    def post(self, waiter: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        """Called in the writer's thread."""
+        self._results.append((waiter, result, error))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False
+        while self._results:
+            waiter, result, error = self._results.popleft()
+            if waiter.done():
+                continue  # its request was cancelled
+            if error is None:
+                waiter.set_result(result)
+            else:
+                waiter.set_exception(error)
+
+
+class SessionLog:
+    """`creating session for web vital`, at most LINES_A_SECOND_MAX a second, then a count."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
+        self._left_out = 0
+
+    def say(self, opened: list[tuple[str, str]], now: int) -> None:
+        """One line a session that a web vital created; ids are shortened, so that a log is no list of visitors."""
+        for funnel_id, session_id in opened:
+            if now // 1000 != self._second:
+                if self._left_out:
+                    log.info("creating sessions for web vitals", count=self._left_out)
+                self._second, self._lines, self._left_out = now // 1000, 0, 0
+            self._lines += 1
+            if self._lines <= LINES_A_SECOND_MAX:
+                log.info("creating session for web vital", funnel=funnel_id, session=f"{session_id[:8]}...")
+            else:
+                self._left_out += 1
+
+
+class Collect:
+    """The track routes; everything else goes to `app`. `clock` gives ms since the epoch."""
+
+    def __init__(self, app: ASGIApp, *, writer: Writer, rules: Rules, gate: Gate, clock: Callable[[], int]) -> None:
+        self._app = app
+        self._writer = writer
+        self._rules = rules
+        self._gate = gate
+        self._clock = clock
+        self._mailbox: Mailbox | None = None
+        self._salt = (-1, b"")
+        self._session_log = SessionLog()
+        self.beacons: Counter[int] = Counter()  # answers by status
+        self.items: Counter[str] = Counter()  # by outcome
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        parse = _PARSERS.get(scope["path"])
+        if parse is None:
+            if _too_large(scope):
+                await _respond(send, _error(431, "headers are over 64 KiB"), [])
+                return
+            await self._app(scope, receive, send)
+            return
+        headers: _Headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        try:
+            if _too_large(scope):
+                answer = _error(431, "headers are over 64 KiB")
+            elif scope["method"] == "POST":
+                answer = await self._take(parse, scope, headers, receive)
+            elif scope["method"] == "OPTIONS":
+                answer = Answer(204, b"", _preflight(headers))
+            else:
+                answer = _error(405, "use POST", (b"allow", b"POST, OPTIONS"))
+        except ClientGoneError:
+            return
+        self.beacons[answer.status] += 1
+        await _respond(send, answer, self._cors(origin) if origin is not None else [])
+
+    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
+        if not self._gate.allows_origin(origin.decode("latin-1")):
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-allow-credentials", b"true"),  # sendBeacon always asks with credentials; none are read
+            (b"vary", b"Origin"),
+        ]
+
+    async def _take(self, parse: Parse, scope: Scope, headers: _Headers, receive: Receive) -> Answer:
+        origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
+        if not self._gate.allows_origin(origin):
+            return _error(403, f"origin {origin} is not allowed")
+        try:
+            body = await read_body(receive, headers.get(b"content-length"))
+        except BodyTooLargeError:
+            return _error(413, f"body is over {BODY_MAX} bytes")
+        try:
+            return await self._store(parse, body, scope, headers, origin)
+        except MalformedBeaconError as error:
+            return _error(400, str(error))
+        except RejectedBeaconError as error:
+            return _error(422, str(error), rejected=[])
+        except UnavailableError as error:
+            return _error(503, str(error), (b"retry-after", str(error.retry_after_s).encode()))
+
+    async def _store(self, parse: Parse, body: bytes, scope: Scope, headers: _Headers, origin: str | None) -> Answer:
+        now = self._clock()
+        funnel = headers.get(b"x-funnel-id") or headers.get(b"x-aurea-funnel-id")
+        items, rejected = parse(body, funnel.decode("utf-8", "replace")[:128] if funnel else None)
+        peer = scope["client"][0] if scope["client"] else None
+        forwarded = _joined(scope, b"x-forwarded-for") if b"x-forwarded-for" in headers else None
+        address = self._gate.find_address(peer, forwarded)
+        wait_s = self._gate.take(address, len(items) + len(rejected), now)
+        if wait_s:
+            return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
+        source = Source(
+            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+            address=address,
+            referer=headers[b"referer"].decode("latin-1") if b"referer" in headers else None,
+            do_not_track=headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1",
+            trusted=False,
+            salt=await self._read_salt(items, now),
+            now=now,
+        )
+        trusted, plain, refused = self._gate.admit(items, _key(scope, headers), origin)
+        facts, dropped = enrich(plain, source, self._rules)
+        if trusted:
+            more_facts, more_dropped = enrich(trusted, source._replace(trusted=True), self._rules)
+            facts = sorted(facts + more_facts, key=lambda fact: fact[0])
+            dropped += more_dropped
+        if facts:
+            recorded = await self._submit(facts, now)
+            nothing_else = not (rejected or refused.rejected or dropped)
+            if nothing_else and len(recorded.judged) == 1 and recorded.judged[0].outcome is Outcome.ACCEPTED:
+                self.items["accepted"] += 1
+                return _ONE_ACCEPTED
+            return self._answer(recorded, rejected + refused.rejected + dropped)
+        if refused.rejected and not rejected and not dropped:
+            return _error(refused.status, refused.rejected[0].reason, rejected=_listed(refused.rejected))
+        if dropped and not rejected and not refused.rejected:
+            self.items["dropped"] += len(dropped)
+            return Answer(202, _json({"success": True, "stored": False, "reason": dropped[0].reason}))
+        return self._nothing_stored(rejected + refused.rejected + dropped)
+
+    def _answer(self, recorded: Recorded, rejected: list[Rejection]) -> Answer:
+        counts = Counter(judged.outcome for judged in recorded.judged)
+        rejected = rejected + [
+            Rejection(judged.position, judged.reason or "")
+            for judged in recorded.judged
+            if judged.outcome is Outcome.REJECTED
+        ]
+        accepted, duplicate, superseded = (counts[outcome] for outcome in _KEPT)
+        if not accepted + duplicate + superseded:
+            return self._nothing_stored(rejected)
+        for outcome in _KEPT:
+            self.items[outcome] += counts[outcome]
+        self.items["rejected"] += len(rejected)
+        return Answer(200, _stored(accepted, duplicate, superseded, rejected))
+
+    def _nothing_stored(self, rejected: list[Rejection]) -> Answer:
+        self.items["rejected"] += len(rejected)
+        first = min(rejected)
+        text = first.reason if len(rejected) == 1 else f"every item was rejected; the first: {first.reason}"
+        return _error(422, text, rejected=_listed(rejected))
+
+    async def _submit(self, facts: list[tuple[int, Fact]], now: int) -> Recorded:
+        if self._mailbox is None:
+            self._mailbox = Mailbox(asyncio.get_running_loop())
+        waiter: asyncio.Future[Recorded] = asyncio.get_running_loop().create_future()
+        post = self._mailbox.post
+        self._writer.submit(Task(record, Recording(facts, now), lambda result, error: post(waiter, result, error)))
+        recorded = await waiter
+        if recorded.opened:
+            self._session_log.say(recorded.opened, now)
+        return recorded
+
+    async def _read_salt(self, items: list[Item], now: int) -> bytes:
+        """The day's salt, where an item needs it."""
+        if not any(isinstance(item, VitalItem) and item.session_id is None for item in items):
+            return b""
+        day = now // _DAY_MS
+        if self._salt[0] != day:
+            fresh = secrets.token_bytes(32)
+            self._salt = (day, await asyncio.wrap_future(self._writer.call(lambda conn: put_salt(conn, day, fresh))))
+        return self._salt[1]
+
+
+def _listed(rejected: list[Rejection]) -> list[dict[str, Any]]:
+    return [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
+
+
+def _too_large(scope: Scope) -> bool:
+    return sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_MAX
+
+
+def _joined(scope: Scope, wanted: bytes) -> str:
+    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
+
+
+def _key(scope: Scope, headers: _Headers) -> str | None:
+    key = headers.get(b"x-api-key") or headers.get(b"x-aurea-api-key")
+    if key is not None:
+        return key.decode("latin-1")
+    query = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("apiKey", [None])[0] if b"apiKey" in query else None
+
+
+def _preflight(headers: _Headers) -> list[tuple[bytes, bytes]]:
+    wanted = headers.get(b"access-control-request-headers")
+    allowed = [
+        (b"access-control-allow-methods", b"POST, OPTIONS"),
+        (b"access-control-max-age", b"86400"),
+    ]
+    return [*allowed, (b"access-control-allow-headers", wanted)] if wanted else allowed
+
+
+async def _respond(send: Send, answer: Answer, cors: list[tuple[bytes, bytes]]) -> None:
+    headers = [*answer.headers, *cors]
+    if answer.body:
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
