@@ -201,6 +201,7 @@ class Collect:
         return [
             (b"access-control-allow-origin", origin),
             (b"access-control-allow-credentials", b"true"),  # sendBeacon always asks with credentials; none are read
+            (b"access-control-expose-headers", b"Retry-After"),  # the tracker obeys it
             (b"vary", b"Origin"),
         ]
 

@@ -165,6 +165,7 @@ def test_cors_reflects_origin_and_headers(client: httpx2.Client, session: str) -
     for answer in (preflight, good, bad):
         assert answer.headers["access-control-allow-origin"] == "https://shop.example"
         assert "Origin" in answer.headers["vary"]
+    assert good.headers["access-control-expose-headers"] == "Retry-After"
     assert "access-control-allow-origin" not in client.get("/api/sessions", headers=origin).headers
 
 

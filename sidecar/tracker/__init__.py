@@ -1,0 +1,1 @@
+"""The browser script: its source, its build, and in `bundle/` what `GET /sidecar.js` answers with."""
