@@ -9,7 +9,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, closing, suppress
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
 from sidecar.config import Settings
@@ -180,11 +180,20 @@ class Health:
             yield GaugeMetricFamily(name, text, value=shipping[key])
 
 
-async def _json_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    text = error.detail if isinstance(error, HTTPException) else "internal error"
-    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
-    return JSONResponse({"error": text}, status_code=status, headers=headers)
+def _error_handler(dashboard: pages.Pages, routes: Callable[[], list[Route]]) -> Callable[..., Any]:
+    """What Starlette refuses (no such path, wrong method, a large form): JSON under /api, else a page."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            fitting = [route for route in routes() if route.matches(request.scope)[0] is not Match.NONE]
+            headers["Allow"] = ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
+        if request.url.path.startswith("/api/"):
+            return read.answer({"error": error.detail}, error.status_code, headers)
+        return dashboard.error(error.status_code, error.detail, headers)
+
+    return answer
 
 
 def build(settings: Settings) -> ASGIApp:
@@ -229,6 +238,7 @@ def build(settings: Settings) -> ASGIApp:
         readers.close()
         await asyncio.to_thread(writer.close)
 
+    dashboard = pages.Pages(context)
     health = Health(settings, writer, lambda: collect, readers)
     behind = [Middleware(SafeHeaders), Middleware(Guard, access=access, refuse=read.refuse)]
     routes = [
@@ -237,9 +247,10 @@ def build(settings: Settings) -> ASGIApp:
         Route("/metrics", health.metrics, methods=["GET"], middleware=behind),
         Route("/api/sessions", receive, methods=["POST"]),
         *read.routes(context),
-        *pages.routes(context),
+        *dashboard.routes(),
     ]
-    starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _json_error})
+    handlers = {HTTPException: _error_handler(dashboard, lambda: routes)}
+    starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms)
     return collect
 

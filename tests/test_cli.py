@@ -1,0 +1,240 @@
+"""The command line, as a person uses it: real processes, what they print and their exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from sidecar.store.database import immediate, open_database
+from tests.servers import Server, clean_environment, event, sidecar, vital
+
+COMMANDS = ["serve", "demo", "export", "import", "ship", "verify", "status"]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A database with three sessions in two funnels, one of them provisional, made through HTTP."""
+    with Server(tmp_path_factory.mktemp("cli") / "filled.db") as server, server.client() as client:
+        page = {"url": "https://shop.example/?utm_source=news", "title": "=1+1"}
+        context = {"session": {"sessionId": "s-1"}, "user": {"anonymousId": "v-1"}, "page": page}
+        named = event("s-1", "user_identified", context=context, properties={"traits": {"name": "=cmd()"}})
+        assert client.post("/api/track/events", json=[event("s-1", context=context), named]).status_code == 200
+        assert client.post("/api/track/web-vitals", json=[vital("s-1"), vital("s-2")]).status_code == 200
+        assert client.post("/api/track/events", json=event("s-3", funnelId="other")).status_code == 200
+        yield server.database
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    """--help says what a command does and exits 0."""
+    done = sidecar(command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"Usage: ")
+    assert len(done.stdout.splitlines()) >= 5
+
+
+def test_wrong_usage_exits_2() -> None:
+    """An unknown command, an unknown option, a time that is none."""
+    for arguments in (["explode"], ["status", "--colour"], ["export", "--since", "yesterday"]):
+        done = sidecar(*arguments)
+        assert done.returncode == 2
+        assert b"Usage: " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "export"])
+def test_a_missing_database_is_one_line(command: str, tmp_path: Path) -> None:
+    """Exit 1 and what to do, no traceback; and none is made by reading."""
+    done = sidecar(command, "--database", str(tmp_path / "none.db"))
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        f"sidecar: {tmp_path / 'none.db'}: no such database; `sidecar serve` makes one"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"PROT": "1"}, "SIDECAR_PROT is not a setting; did you mean SIDECAR_PORT?"),
+        ({"PORT": "80000"}, "SIDECAR_PORT='80000': must be <= 65535"),
+        ({"IP_PRIVACY": "some"}, "SIDECAR_IP_PRIVACY='some': must be 'truncate', 'full' or 'none'"),
+        ({"UPSTREAM_SECRET": "secret"}, "SIDECAR_UPSTREAM_SECRET=(hidden): must be whsec_ and base64"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start(settings: dict[str, str], line: str) -> None:
+    """One line with the setting, the value and what is allowed; secrets are not shown."""
+    done = sidecar("serve", **settings)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert line in done.stderr.decode()
+
+
+def test_flags_come_before_the_environment(tmp_path: Path) -> None:
+    """Each setting is a flag of serve, too."""
+    done = sidecar("serve", "--port", "99999", PORT="8787", DATABASE=str(tmp_path / "x.db"))
+    assert b"SIDECAR_PORT='99999'" in done.stderr
+    assert b"--session-timeout" in sidecar("serve", "--help").stdout
+
+
+def test_export_and_import_are_inverse(filled: Path, tmp_path: Path) -> None:
+    """A whole export, imported twice into an empty database and exported again: the same bytes, `finished` aside."""
+    exported = sidecar("export", DATABASE=str(filled))
+    assert exported.returncode == 0
+    assert exported.stderr == b""
+    documents = [json.loads(line) for line in exported.stdout.splitlines()]
+    assert [(one["funnelId"], one["sessionId"]) for one in documents] == [
+        ("default", "s-1"),
+        ("default", "s-2"),
+        ("other", "s-3"),
+    ]
+    copy = str(tmp_path / "copy.db")
+    first = sidecar("import", "-", stdin=exported.stdout, DATABASE=copy)
+    assert (first.returncode, first.stdout) == (0, b"3 accepted, 0 duplicate, 0 superseded, 0 rejected\n")
+    (tmp_path / "export.ndjson").write_bytes(exported.stdout)
+    again = sidecar("import", str(tmp_path / "export.ndjson"), DATABASE=copy)
+    assert (again.returncode, again.stdout) == (0, b"0 accepted, 3 duplicate, 0 superseded, 0 rejected\n")
+    assert sidecar("export", DATABASE=copy).stdout == exported.stdout
+    assert sidecar("verify", DATABASE=copy).returncode == 0
+
+
+def test_export_to_a_file_and_filters(filled: Path, tmp_path: Path) -> None:
+    """--output writes the whole file or none; --funnel and times choose."""
+    out = tmp_path / "other.ndjson"
+    done = sidecar("export", "--funnel", "other", "--output", str(out), DATABASE=str(filled))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert [json.loads(line)["sessionId"] for line in out.read_text().splitlines()] == ["s-3"]
+    assert list(tmp_path.iterdir()) == [out]
+    assert sidecar("export", "--until", "2020-01-01", DATABASE=str(filled)).stdout == b""
+    assert len(sidecar("export", "--since", "2020-01-01", DATABASE=str(filled)).stdout.splitlines()) == 3
+
+
+def test_csv_is_safe_to_open(filled: Path) -> None:
+    """One row a session; what a spreadsheet would run gets a quote before it."""
+    done = sidecar("export", "--format", "csv", DATABASE=str(filled))
+    table = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert [row["sessionId"] for row in table] == ["s-1", "s-2", "s-3"]
+    assert table[0]["displayName"] == "'=cmd()"
+    assert (table[0]["anonymousId"], table[0]["firstSource"], table[0]["pageViews"]) == ("v-1", "news", "1")
+    assert (table[0]["provisional"], table[1]["provisional"], table[1]["avgLcp"]) == ("false", "true", "1200")
+    assert table[1]["anonymousId"] == ""
+
+
+def test_bad_lines_do_not_take_good_ones_with_them(filled: Path, tmp_path: Path) -> None:
+    """Each bad line is named, exit 1; the good ones are stored, empty lines are nothing."""
+    lines = sidecar("export", DATABASE=str(filled)).stdout.splitlines()
+    broken = b"\n".join([lines[0], b"", b"{not json", b'{"type": "session", "version": 2}', lines[1]])
+    done = sidecar("import", "-", stdin=broken, DATABASE=str(tmp_path / "some.db"))
+    assert done.returncode == 1
+    assert done.stdout == b"2 accepted, 0 duplicate, 0 superseded, 2 rejected\n"
+    errors = done.stderr.decode().splitlines()
+    assert errors[0].startswith("line 3: not JSON")
+    assert errors[1] == "line 4: version: must be 1"
+    assert errors[2] == "sidecar: 2 lines were rejected; the others are stored"
+
+
+def test_verify_names_each_difference(filled: Path, tmp_path: Path) -> None:
+    """A derived column, a visitor, a missing row and a broken link are found and named."""
+    exported = sidecar("export", DATABASE=str(filled)).stdout
+    damaged = tmp_path / "damaged.db"
+    sidecar("import", "-", stdin=exported, DATABASE=str(damaged))
+    with closing(open_database(damaged)) as conn:
+        conn.execute("PRAGMA foreign_keys = OFF")
+        with immediate(conn):
+            conn.execute("UPDATE sessions SET avg_lcp = 7 WHERE session_id = 's-2'")
+            conn.execute("UPDATE visitors SET display_name = 'Eve'")
+            conn.execute("UPDATE events SET visitor_key = 99 WHERE event_name = 'page_view' AND visitor_key IS NULL")
+    done = sidecar("verify", DATABASE=str(damaged))
+    assert done.returncode == 1
+    said = done.stdout.decode()
+    assert "avg_lcp: stored 7.0, should be 1200.0" in said
+    assert "display_name: stored 'Eve', should be '=cmd()'" in said
+    assert "points at no row of anonymous_ids" in said
+    assert b"differences in" in done.stderr
+
+
+def test_status_is_for_people(filled: Path) -> None:
+    """Counts, the file, and what shipping says."""
+    said = sidecar("status", DATABASE=str(filled)).stdout.decode()
+    assert "sessions                3, 1 provisional" in said
+    assert "visitors                1" in said
+    assert "nowhere (SIDECAR_UPSTREAM_URL is not set)" in said
+    warned = sidecar("status", DATABASE=str(filled), UPSTREAM_URL="http://127.0.0.1:1/").stdout.decode()
+    assert "SIDECAR_SITE is not set" in warned
+
+
+def test_ship_says_what_happened(filled: Path, tmp_path: Path) -> None:
+    """Nowhere to ship to, nobody there, a wrong token, and a delivery; each in words, with an exit code."""
+    copy = tmp_path / "copy.db"
+    sidecar("import", "-", stdin=sidecar("export", DATABASE=str(filled)).stdout, DATABASE=str(copy))
+    done = sidecar("ship", DATABASE=str(copy))
+    assert (done.returncode, b"SIDECAR_UPSTREAM_URL is not set" in done.stderr) == (1, True)
+    with Server(tmp_path / "upstream.db", RECEIVE_TOKEN="t") as upstream:
+        to = {"DATABASE": str(copy), "SITE": "default", "UPSTREAM_URL": f"{upstream.url}/api/sessions"}
+        done = sidecar("ship", "--all", UPSTREAM_TOKEN="wrong", **to)
+        assert (done.returncode, b"401" in done.stdout) == (1, True)
+        done = sidecar("ship", "--all", UPSTREAM_TOKEN="t", **to)
+        assert (done.returncode, done.stdout) == (0, b"3 sessions shipped in 1 batches (1 requests)\n")
+        theirs = sidecar("export", DATABASE=str(upstream.database)).stdout
+    assert theirs == sidecar("export", DATABASE=str(copy)).stdout
+    done = sidecar("ship", "--all", UPSTREAM_TOKEN="t", **to)
+    assert (done.returncode, done.stdout) == (0, b"0 sessions shipped in 0 batches (0 requests)\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(filled: Path) -> None:
+    """`sidecar export | head -0`."""
+    environment = clean_environment(DATABASE=str(filled))
+    command = [sys.executable, "-m", "sidecar", "export"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) in (0, 1)
+
+
+def test_progress_is_shown_on_a_terminal(filled: Path) -> None:
+    """A bar on stderr where that is a terminal, none where it is not."""
+    parent, child = pty.openpty()
+    environment = clean_environment(DATABASE=str(filled)) | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "sidecar", "verify"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child, env=environment)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+    os.close(parent)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, b"agree with their facts" in said) == (0, True), said + shown
+    assert b"verifying" in shown
+    assert sidecar("verify", DATABASE=str(filled)).stderr == b""
+
+
+def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
+    """What was acknowledged is stored, the port is free again, and nothing is left beside the file."""
+    server = Server(tmp_path / "term.db")
+    with server.client() as client:
+        assert client.post("/api/track/web-vitals", json=vital("s")).status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(timeout=30)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{server.url}/healthz")
+    assert "Traceback" not in server.log.read_text()
+    assert not Path(f"{server.database}-wal").exists()
+    assert sidecar("verify", DATABASE=str(server.database)).returncode == 0
