@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
-from json import dumps
+from json import dumps, loads
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.canonical import client_bits, content, content_size, digest, page_bits
@@ -98,49 +97,71 @@ def _with_values(sql: str, width: int, count: int) -> str:
     return sql.replace("{values}", f"(VALUES {','.join([row] * count)})")
 
 
-def run_values(conn: Connection, sql: str, table: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """Run a statement over rows: `{values}` in it stands for them, with columns column1, column2 and so on.
+def _parts(sql: str, table: Sequence[Sequence[Any]]) -> Iterator[tuple[str, list[Any]]]:
+    """Statements over rows: `{values}` stands for them, with columns column1, column2 and so on, at most 256 at a time.
 
     Rows of NULLs fill up to the next size, so the statement must not match or must leave out `column1 IS NULL`.
     """
-    rows = iter(table)
-    while part := list(islice(rows, _SIZES[-1])):
+    for start in range(0, len(table), _SIZES[-1]):
+        part = table[start : start + _SIZES[-1]]
         width = len(part[0])
         size = next(size for size in _SIZES if size >= len(part))
         flat = [cell for row in part for cell in row]
-        flat += [None] * (width * (size - len(part)))
-        yield from conn.execute(_with_values(sql, width, size), flat).fetchall()
+        yield _with_values(sql, width, size), flat + [None] * (width * (size - len(part)))
+
+
+def _read(conn: Connection, sql: str, table: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    for text, parameters in _parts(sql, table):
+        yield from conn.execute(text, parameters).fetchall()
+
+
+def _run(conn: Connection, sql: str, table: Sequence[Sequence[Any]]) -> None:
+    for text, parameters in _parts(sql, table):
+        conn.execute(text, parameters)
+
+
+def _find(conn: Connection, sql: str, wanted: Sequence[Sequence[Any]]) -> tuple[list[list[Any]], int]:
+    """What is there of the wanted rows, as [place in `wanted`, key...], and the greatest key of all.
+
+    One row of JSON, not a row each: every row that sqlite3 fetches gives up the GIL, and under load it takes long to
+    get it back (b/a of the benchmark 0.29 -> 0.40).
+    """
+    found: list[list[Any]] = []
+    greatest = 0
+    for text, parameters in _parts(sql, [(place, *row) for place, row in enumerate(wanted)]):
+        said, greatest = conn.execute(text, parameters).fetchone()
+        found += loads(said)
+    return found, greatest
 
 
 _FIND_FUNNELS = """
-SELECT site, funnel_id, funnel_key FROM {values} AS wanted
-CROSS JOIN funnels ON site = column1 AND funnel_id = column2"""
+SELECT json_group_array(json_array(column1, funnel_key)), (SELECT coalesce(max(funnel_key), 0) FROM funnels)
+FROM {values} AS wanted CROSS JOIN funnels ON site = column2 AND funnel_id = column3"""
 _ADD_FUNNELS = """
-INSERT INTO funnels (site, funnel_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
-RETURNING site, funnel_id, funnel_key"""
+INSERT INTO funnels (funnel_key, site, funnel_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
 _FIND_NAMES = """
-SELECT site, anonymous_id, visitor_key FROM {values} AS wanted
-CROSS JOIN anonymous_ids ON site = column1 AND anonymous_id = column2"""
+SELECT json_group_array(json_array(column1, visitor_key)), (SELECT coalesce(max(visitor_key), 0) FROM anonymous_ids)
+FROM {values} AS wanted CROSS JOIN anonymous_ids ON site = column2 AND anonymous_id = column3"""
 _ADD_NAMES = """
-INSERT INTO anonymous_ids (site, anonymous_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
-RETURNING site, anonymous_id, visitor_key"""
-_FIND_PAGES = "SELECT digest, page_key FROM {values} AS wanted CROSS JOIN pages ON digest = column1"
-_ADD_PAGE = """
-INSERT INTO pages SELECT (coalesce(max(page_key), 0) / 2 + 1) * 2 + ?, ?,?,?,? FROM pages RETURNING page_key"""
-_FIND_CAMPAIGNS = "SELECT digest, campaign_key FROM {values} AS wanted CROSS JOIN campaigns ON digest = column1"
-_ADD_CAMPAIGN = """
-INSERT INTO campaigns SELECT coalesce(max(campaign_key), 0) + 1 + ?, ?,?,?,?,?,? FROM campaigns
-RETURNING campaign_key"""
-_FIND_CLIENTS = "SELECT digest, client_key FROM {values} AS wanted CROSS JOIN clients ON digest = column1"
-_ADD_CLIENT = """
-INSERT INTO clients SELECT (coalesce(max(client_key), 0) / 8 + 1) * 8 + ?, ?,?,?,?,?,?,?,?,?,?,?,?,?,? FROM clients
-RETURNING client_key"""
+INSERT INTO anonymous_ids (visitor_key, site, anonymous_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
+_FIND_PAGES = """
+SELECT json_group_array(json_array(column1, page_key)), (SELECT coalesce(max(page_key), 0) FROM pages)
+FROM {values} AS wanted CROSS JOIN pages ON digest = column2"""
+_ADD_PAGES = "INSERT INTO pages SELECT * FROM {values} WHERE column1 IS NOT NULL"
+_FIND_CAMPAIGNS = """
+SELECT json_group_array(json_array(column1, campaign_key)), (SELECT coalesce(max(campaign_key), 0) FROM campaigns)
+FROM {values} AS wanted CROSS JOIN campaigns ON digest = column2"""
+_ADD_CAMPAIGNS = "INSERT INTO campaigns SELECT * FROM {values} WHERE column1 IS NOT NULL"
+_FIND_CLIENTS = """
+SELECT json_group_array(json_array(column1, client_key)), (SELECT coalesce(max(client_key), 0) FROM clients)
+FROM {values} AS wanted CROSS JOIN clients ON digest = column2"""
+_ADD_CLIENTS = "INSERT INTO clients SELECT * FROM {values} WHERE column1 IS NOT NULL"
 _FIND_SESSIONS = """
-SELECT funnel_key, session_id, session_key, visitor_key, vitals_count + events_count FROM {values} AS wanted
-CROSS JOIN sessions ON funnel_key = column1 AND session_id = column2"""
+SELECT json_group_array(json_array(column1, session_key, visitor_key, vitals_count + events_count)),
+    (SELECT coalesce(max(session_key), 0) FROM sessions)
+FROM {values} AS wanted CROSS JOIN sessions ON funnel_key = column2 AND session_id = column3"""
 _ADD_SESSIONS = """
-INSERT INTO sessions (funnel_key, session_id) SELECT column1, column2 FROM {values} WHERE column1 IS NOT NULL
-RETURNING funnel_key, session_id, session_key"""
+INSERT INTO sessions (session_key, funnel_key, session_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
 
 _CLIENT_COLUMNS = """c.client_key, c.device_type, c.browser_name, c.browser_version, c.os_name, c.os_version,
 c.screen_width, c.screen_height, c.bot, c.country_code, c.country_name, c.region, c.city, c.ip_address"""
@@ -183,13 +204,15 @@ ON CONFLICT (session_key, event_id) DO UPDATE SET
     timestamp = excluded.timestamp, clock_skewed = excluded.clock_skewed, content_bytes = excluded.content_bytes"""
 
 # Derived columns by the facts they are derived from: a vital cannot change what comes from events alone, and so on.
-_FROM_BOTH = "visitor_key, started_at, ended_at, first_page_key, last_page_key, first_client_key, other_clients"
+# The indexed ones are written only where they change: an index entry put back as it was costs two pages of the WAL.
+_INDEXED = "visitor_key, started_at"
+_FROM_BOTH = "ended_at, first_page_key, last_page_key, first_client_key, other_clients"
 _FROM_VITALS = "vitals_count, avg_lcp, avg_inp, avg_cls, avg_fcp, avg_ttfb"
 _FROM_EVENTS = (
     "page_views, events_count, identifications, converted, conversion_type, conversion_value, currency, "
     "first_referrer, first_campaign_key, last_campaign_key, first_click_ids, last_click_ids, active_seconds"
 )
-DERIVED_SESSION_COLUMNS = tuple(f"{_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}".split(", "))
+DERIVED_SESSION_COLUMNS = tuple(f"{_INDEXED}, {_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}".split(", "))
 DERIVED_VISITOR_COLUMNS = (
     "site",
     "anonymous_id",
@@ -207,7 +230,7 @@ def _derive_sql(columns: str) -> str:
     return f"""
 UPDATE sessions SET revision = iif(?1 IS NULL, revision, max(revision + 1, ?1)),
     ({columns}) = (SELECT {columns} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)
-WHERE session_key IN (SELECT value FROM json_each(?2)) RETURNING visitor_key"""
+WHERE session_key IN (SELECT value FROM json_each(?2))"""
 
 
 _DERIVE_AFTER = {
@@ -215,10 +238,16 @@ _DERIVE_AFTER = {
     (False, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_EVENTS}"),
     (True, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}"),
 }
+_DERIVE_INDEXED = f"""
+UPDATE sessions SET
+    ({_INDEXED}) = (SELECT {_INDEXED} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)
+WHERE session_key IN (SELECT value FROM json_each(?1))
+AND ({_INDEXED}) IS NOT (SELECT {_INDEXED} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)"""
 _DERIVE_VISITORS = f"""
 INSERT INTO visitors (visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)})
 SELECT visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)} FROM derived_visitors
-WHERE visitor_key IN (SELECT value FROM json_each(?))
+WHERE visitor_key IN (SELECT visitor_key FROM sessions WHERE session_key IN (SELECT value FROM json_each(?1))
+                      UNION SELECT value FROM json_each(?2))
 ON CONFLICT (visitor_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in DERIVED_VISITOR_COLUMNS)}"""
 _DROP_VISITORS = """
 DELETE FROM visitors WHERE visitor_key IN (SELECT value FROM json_each(?))
@@ -269,7 +298,16 @@ def read_event(row: tuple[Any, ...], owner: FactOwner) -> EventFact:
 class _Session:
     """A session that a group touches, as far as storing needs it."""
 
-    __slots__ = ("bytes_count", "events_changed", "facts_count", "is_new", "key", "visitor_key", "vitals_changed")
+    __slots__ = (
+        "bytes_count",
+        "events_changed",
+        "facts_count",
+        "is_new",
+        "key",
+        "may_leave_visitor",
+        "visitor_key",
+        "vitals_changed",
+    )
 
     def __init__(self, key: int, visitor_key: int | None, facts_count: int, is_new: bool) -> None:
         self.key = key
@@ -279,6 +317,7 @@ class _Session:
         self.is_new = is_new
         self.vitals_changed = False
         self.events_changed = False
+        self.may_leave_visitor = False  # a fact that named a visitor was replaced, or one names another
 
 
 class Stored(NamedTuple):
@@ -293,43 +332,55 @@ class Stored(NamedTuple):
         return [session for session in self.sessions.values() if session.vitals_changed or session.events_changed]
 
 
-def _find_or_add(conn: Connection, find: str, add: str, wanted: set[Any]) -> dict[Any, int]:
-    """Keys of rows of texts: (texts..., key) of the found ones, and of the added."""
-    keys = {row[:-1]: row[-1] for row in run_values(conn, find, wanted)}
-    missing = wanted - keys.keys()
-    if missing:
-        keys |= {row[:-1]: row[-1] for row in run_values(conn, add, missing)}
-    return keys
+def _find_or_add(conn: Connection, find: str, add: str, wanted: Iterable[tuple[str, str]]) -> dict[Any, int]:
+    """Keys of funnels or names by their two texts; missing ones are added."""
+    texts = list(dict.fromkeys(wanted))
+    if not texts:
+        return {}
+    found, greatest = _find(conn, find, texts)
+    keys: dict[Any, int] = {texts[place]: key for place, key in found}
+    missing = [(key, *row) for key, row in enumerate((row for row in texts if row not in keys), greatest + 1)]
+    _run(conn, add, missing)
+    return keys | {(site, text): key for key, site, text in missing}
 
 
 _Row = TypeVar("_Row", Page, Client, Campaign)
 
 
 def _intern(
-    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[_Row], int]
+    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[_Row], int] | None, width: int
 ) -> dict[_Row | None, int | None]:
-    """Keys of pages, clients or campaigns, found by digest; `bits` are the low bits of a new row's key."""
-    rows: set[_Row] = {one for one in said if one is not None}
-    keys = dict(run_values(conn, find, [(digest(row),) for row in rows])) if rows else {}
-    found: dict[_Row | None, int | None] = {None: None}
-    row: _Row
+    """Keys of pages, clients or campaigns, found by digest; the low `width` bits of a new key are `bits(row)`."""
+    rows: list[_Row] = [one for one in dict.fromkeys(said) if one is not None]
+    keys: dict[_Row | None, int | None] = {None: None}
+    if not rows:
+        return keys
+    found, greatest = _find(conn, find, [(digest(one),) for one in rows])
+    keys |= {rows[place]: key for place, key in found}
+    missing: list[tuple[Any, ...]] = []
     for row in rows:
-        key = keys.get(digest(row))
-        found[row] = conn.execute(add, (bits(row), digest(row), *row)).fetchone()[0] if key is None else key
-    return found
+        if row not in keys:
+            keys[row] = ((greatest >> width) + 1 + len(missing) << width) + (bits(row) if bits else 0)
+            missing.append((keys[row], digest(row), *row))
+    _run(conn, add, missing)
+    return keys
 
 
 def _find_sessions(conn: Connection, facts: Sequence[Fact]) -> dict[FactOwner, _Session]:
-    owners = {FactOwner(fact.site, fact.funnel_id, fact.session_id): None for fact in facts}
-    funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, {owner[:2] for owner in owners})
-    by_key = {(funnels[owner[:2]], owner.session_id): owner for owner in owners}
+    owners = list(dict.fromkeys(FactOwner(*fact[:3]) for fact in facts))
+    funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, (owner[:2] for owner in owners))
+    wanted = [(funnels[owner[:2]], owner.session_id) for owner in owners]
+    found, greatest = _find(conn, _FIND_SESSIONS, wanted)
     sessions = {
-        by_key[funnel_key, session_id]: _Session(key, visitor_key, facts_count, is_new=False)
-        for funnel_key, session_id, key, visitor_key, facts_count in run_values(conn, _FIND_SESSIONS, by_key)
+        owners[place]: _Session(key, visitor_key, facts_count, is_new=False)
+        for place, key, visitor_key, facts_count in found
     }
-    missing = [texts for texts, owner in by_key.items() if owner not in sessions]
-    for funnel_key, session_id, key in run_values(conn, _ADD_SESSIONS, missing):
-        sessions[by_key[funnel_key, session_id]] = _Session(key, None, 0, is_new=True)
+    missing: list[tuple[Any, ...]] = []
+    for owner, texts in zip(owners, wanted, strict=True):
+        if owner not in sessions:
+            missing.append((greatest + 1 + len(missing), *texts))
+            sessions[owner] = _Session(missing[-1][0], None, 0, is_new=True)
+    _run(conn, _ADD_SESSIONS, missing)
     return sessions
 
 
@@ -351,9 +402,9 @@ def _find_held(
             (vitals if isinstance(fact, VitalFact) else events).add(_identify(fact, session))
     owners = {session.key: owner for owner, session in sessions.items()}
     held: dict[_Identity, Fact | None] = {}
-    for row in run_values(conn, _HELD_VITALS, vitals) if vitals else ():
+    for row in _read(conn, _HELD_VITALS, list(vitals)):
         held[row[:3]] = read_vital(row, owners[row[0]])
-    for row in run_values(conn, _HELD_EVENTS, events) if events else ():
+    for row in _read(conn, _HELD_EVENTS, list(events)):
         held[row[:2]] = read_event(row, owners[row[0]])
     return held
 
@@ -388,6 +439,8 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
                 session.facts_count += 1
                 if session.bytes_count is not None:
                     session.bytes_count += size
+            elif before.anonymous_id is not None:
+                session.may_leave_visitor = True
             held[identity] = fact
             winners[identity] = fact, size
             if isinstance(fact, VitalFact):
@@ -395,24 +448,27 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
             else:
                 session.events_changed = True
         outcomes.append((outcome, None))
-    _write(conn, winners)
+    _write(conn, winners, sessions)
     return Stored(outcomes, sessions)
 
 
-def _write(conn: Connection, winners: dict[_Identity, tuple[Fact, int]]) -> None:
+def _write(conn: Connection, winners: dict[_Identity, tuple[Fact, int]], sessions: dict[FactOwner, _Session]) -> None:
     if not winners:
         return
     facts = [fact for fact, _ in winners.values()]
-    pages = _intern(conn, _FIND_PAGES, _ADD_PAGE, (fact.page for fact in facts), page_bits)
-    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENT, (fact.client for fact in facts), client_bits)
+    pages = _intern(conn, _FIND_PAGES, _ADD_PAGES, (fact.page for fact in facts), page_bits, 1)
+    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENTS, (fact.client for fact in facts), client_bits, 3)
     named = (fact.campaign for fact in facts if isinstance(fact, EventFact))
-    campaigns = _intern(conn, _FIND_CAMPAIGNS, _ADD_CAMPAIGN, named, lambda _: 0)
-    wanted = {(fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None}
-    names = _find_or_add(conn, _FIND_NAMES, _ADD_NAMES, wanted) if wanted else {}
+    campaigns = _intern(conn, _FIND_CAMPAIGNS, _ADD_CAMPAIGNS, named, None, 0)
+    wanted = ((fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None)
+    names = _find_or_add(conn, _FIND_NAMES, _ADD_NAMES, wanted)
     vitals: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
     for identity, (f, size) in winners.items():
         name = names.get((f.site, f.anonymous_id))
+        session = sessions[f[:3]]  # type: ignore[index]  # as in _find_held
+        if name is not None and session.visitor_key not in (None, name):
+            session.may_leave_visitor = True
         rest = (name, clients[f.client], f.timestamp, f.clock_skewed, size)
         if isinstance(f, VitalFact):
             codes = (_RATING_CODES[f.rating], f.delta, _NAVIGATION_CODES[f.navigation_type])
@@ -420,33 +476,25 @@ def _write(conn: Connection, winners: dict[_Identity, tuple[Fact, int]]) -> None
         else:
             links = (pages[f.page], f.referrer, f.context, campaigns[f.campaign], f.click_ids)
             events.append((*identity, f.name, f.properties, *links, *rest))
-    for sql, table in ((_PUT_VITALS, vitals), (_PUT_EVENTS, events)):
-        for _ in run_values(conn, sql, table):
-            raise AssertionError("an upsert returns no rows")
+    _run(conn, _PUT_VITALS, vitals)
+    _run(conn, _PUT_EVENTS, events)
 
 
 def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> None:
-    """Rebuild the derived columns of sessions and of their visitors, old and new.
+    """Rebuild the derived columns of sessions, then of the visitors that they name, and that they named before.
 
     `now` (ms) gives the sessions their next revision; None leaves revisions as they are.
     """
-    before = {session.visitor_key for session in sessions}
-    after: set[int | None] = set()
     for kinds, sql in _DERIVE_AFTER.items():
         keys = [s.key for s in sessions if (s.vitals_changed, s.events_changed) == kinds]
         if keys:
-            after |= {row[0] for row in conn.execute(sql, (now, dumps(keys))).fetchall()}
-    derive_visitors(conn, before, after)
-
-
-def derive_visitors(conn: Connection, before: set[int | None], after: set[int | None]) -> None:
-    """Rebuild visitors that touched sessions named before or name now; drop the ones left without sessions."""
-    touched = [key for key in before | after if key is not None]
-    if touched:
-        conn.execute(_DERIVE_VISITORS, (dumps(touched),))
-    left = [key for key in before - after if key is not None]
-    if left:
-        conn.execute(_DROP_VISITORS, (dumps(left),))
+            conn.execute(sql, (now, dumps(keys)))
+    touched = dumps([session.key for session in sessions])
+    conn.execute(_DERIVE_INDEXED, (touched,))
+    left = dumps([s.visitor_key for s in sessions if s.may_leave_visitor and s.visitor_key is not None])
+    conn.execute(_DERIVE_VISITORS, (touched, left))
+    if left != "[]":
+        conn.execute(_DROP_VISITORS, (left,))
 
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:

@@ -18,11 +18,11 @@ FACT_TABLES = ("web_vitals", "events", "sessions", "visitors", "anonymous_ids", 
 _VALUES = {
     name: sql.replace("{values}", f"(VALUES ({','.join('?' * width)}),({','.join('?' * width)}))")
     for name, sql, width in (
-        ("find sessions", facts._FIND_SESSIONS, 2),
-        ("find funnels", facts._FIND_FUNNELS, 2),
-        ("find names", facts._FIND_NAMES, 2),
-        ("find pages", facts._FIND_PAGES, 1),
-        ("find clients", facts._FIND_CLIENTS, 1),
+        ("find sessions", facts._FIND_SESSIONS, 3),
+        ("find funnels", facts._FIND_FUNNELS, 3),
+        ("find names", facts._FIND_NAMES, 3),
+        ("find pages", facts._FIND_PAGES, 2),
+        ("find clients", facts._FIND_CLIENTS, 2),
         ("held vitals", facts._HELD_VITALS, 3),
         ("held events", facts._HELD_EVENTS, 2),
     )
@@ -33,6 +33,7 @@ STATEMENTS = {
     "derive after vitals": facts._DERIVE_AFTER[True, False],
     "derive after events": facts._DERIVE_AFTER[False, True],
     "derive after both": facts._DERIVE_AFTER[True, True],
+    "derive what is indexed": facts._DERIVE_INDEXED,
     "derive visitors": facts._DERIVE_VISITORS,
     "drop visitors": facts._DROP_VISITORS,
     "verify sessions": upkeep._SESSIONS,

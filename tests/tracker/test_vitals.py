@@ -135,3 +135,18 @@ def test_vitals_stay_with_the_session_of_their_page(site: Site, page: Page) -> N
     ends = {item["context"]["session"]["sessionId"]: item for item in site.events("session_end")}
     assert ends[old]["timestamp"] - view["timestamp"] < 60_000
     assert ends[old]["properties"]["activeTime"] <= 31
+
+
+def test_interaction_is_measured_though_the_page_never_gets_idle(site: Site, page: Page) -> None:
+    """The visitor clicks and is gone: the library waits for an idle moment to look at the click."""
+    page.add_init_script("window.requestIdleCallback = () => 0; window.cancelIdleCallback = () => undefined;")
+    page.add_init_script(
+        "new PerformanceObserver(() => { window.clicked = true; }).observe({type: 'event', durationThreshold: 100})"
+    )
+    page.goto("/gone")
+    page.wait_for_function(PAINTED)
+    page.click("#slow")
+    page.wait_for_function("window.clicked")
+    page.goto("about:blank")
+    until(lambda: "INP" in named(site))
+    assert named(site)["INP"]["value"] >= 100
