@@ -207,6 +207,9 @@ def _whole(digits: str) -> float:
     return int(digits) if len(digits) < 4000 else float("inf")  # Python refuses texts of more than 4,300 digits
 
 
+_CHECKED = {float, dict, list}  # what the quick parser can bring that must be looked into
+
+
 def _check_tree(value: Any, level: int) -> None:
     """Refuse what must not reach the store, wherever in the item it is: depth, non-finite numbers, lone surrogates."""
     if isinstance(value, str):
@@ -228,10 +231,7 @@ def _check_item(raw: Any, surrogates: bool, large: bool) -> dict[str, Any]:
     if surrogates:
         _check_tree(raw, 1)
     for child in raw.values():
-        if type(child) is float:
-            if not isfinite(child):
-                raise ItemError("a number is not finite")
-        elif type(child) in (dict, list):
+        if child.__class__ in _CHECKED:
             _check_tree(child, 2)
     if large and len(json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode()) > ITEM_BYTES_MAX:
         raise ItemError(f"larger than {ITEM_BYTES_MAX} bytes")
@@ -320,7 +320,10 @@ def _reason(detail: ErrorDetails) -> str:
 
 def _validate(model: type[_Model], raw: dict[str, Any]) -> _Model:
     """The model of an item; wrong optional fields are left out. Raises ItemError for a required one."""
-    given = {key: value for key, value in raw.items() if value is not None and value != ""}
+    given = raw
+    said = raw.values()
+    if None in said or "" in said:
+        given = {key: value for key, value in raw.items() if value is not None and value != ""}
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -328,11 +331,11 @@ def _validate(model: type[_Model], raw: dict[str, Any]) -> _Model:
             field = str(detail["loc"][0])
             wrong = detail["input"]
             if detail["type"] == "int_type" and isinstance(wrong, float) and wrong.is_integer():
-                given[field] = int(wrong)  # 1920.0 is an integer in JSON
+                given = {**given, field: int(wrong)}  # 1920.0 is an integer in JSON
             elif model.model_fields[field].is_required():
                 raise ItemError(_reason(detail)) from None
             else:
-                given.pop(field, None)
+                given = {**given, field: None}
     return _validate(model, given)
 
 
@@ -350,6 +353,8 @@ def _known(value: str | None) -> str | None:
 
 
 def _device(device: _Device) -> Device:
+    if not (device.deviceType or device.browserName or device.browserVersion or device.osName or device.osVersion):
+        return Device(None, None, None, None, None, device.screenWidth, device.screenHeight)
     return Device(
         _known(device.deviceType),
         _known(device.browserName),

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError, UnavailableError
 from sidecar.ingest.enrich import Rules, Source, enrich
-from sidecar.ingest.wire import Item, VitalItem, parse_events, parse_web_vitals
+from sidecar.ingest.wire import Item, parse_events, parse_web_vitals
 from sidecar.model import Fact, Outcome, Rejection
 from sidecar.store.facts import Recorded, Recording, record
 from sidecar.store.upkeep import put_salt
@@ -173,16 +173,16 @@ class Collect:
             await self._app(scope, receive, send)
             return
         parse = _PARSERS.get(scope["path"])
+        headers: _Headers = dict(scope["headers"])
         if parse is None:
-            if _too_large(scope):
+            if _too_large(scope, headers):
                 await _respond(send, _error(431, "headers are over 64 KiB"), [])
                 return
             await self._app(scope, receive, send)
             return
-        headers: _Headers = dict(scope["headers"])
         origin = headers.get(b"origin")
         try:
-            if _too_large(scope):
+            if _too_large(scope, headers):
                 answer = _error(431, "headers are over 64 KiB")
             elif scope["method"] == "POST":
                 answer = await self._take(parse, scope, headers, receive)
@@ -232,15 +232,11 @@ class Collect:
         wait_s = self._gate.take(address, len(items) + len(rejected), now)
         if wait_s:
             return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
-        source = Source(
-            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
-            address=address,
-            referer=headers[b"referer"].decode("latin-1") if b"referer" in headers else None,
-            do_not_track=headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1",
-            trusted=False,
-            salt=await self._read_salt(items, now),
-            now=now,
-        )
+        user_agent = headers.get(b"user-agent", b"").decode("latin-1")
+        referer = headers[b"referer"].decode("latin-1") if b"referer" in headers else None
+        do_not_track = headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1"
+        salt = await self._read_salt(items, now)
+        source = Source(user_agent, address, referer, do_not_track, False, salt, now)
         trusted, plain, refused = self._gate.admit(items, _key(scope, headers), origin)
         facts, dropped = enrich(plain, source, self._rules)
         if trusted:
@@ -295,7 +291,10 @@ class Collect:
 
     async def _read_salt(self, items: list[Item], now: int) -> bytes:
         """The day's salt, where an item needs it."""
-        if not any(isinstance(item, VitalItem) and item.session_id is None for item in items):
+        for item in items:
+            if item.session_id is None:
+                break
+        else:
             return b""
         day = now // _DAY_MS
         if self._salt[0] != day:
@@ -308,7 +307,9 @@ def _listed(rejected: list[Rejection]) -> list[dict[str, Any]]:
     return [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
 
 
-def _too_large(scope: Scope) -> bool:
+def _too_large(scope: Scope, headers: _Headers) -> bool:
+    if len(headers) == len(scope["headers"]):  # no name comes twice
+        return sum(map(len, headers)) + sum(map(len, headers.values())) > HEADERS_MAX
     return sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_MAX
 
 
@@ -333,9 +334,21 @@ def _preflight(headers: _Headers) -> list[tuple[bytes, bytes]]:
     return [*allowed, (b"access-control-allow-headers", wanted)] if wanted else allowed
 
 
-async def _respond(send: Send, answer: Answer, cors: list[tuple[bytes, bytes]]) -> None:
+def _start(answer: Answer, cors: list[tuple[bytes, bytes]]) -> Message:
     headers = [*answer.headers, *cors]
     if answer.body:
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer.body)).encode())]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+async def _respond(send: Send, answer: Answer, cors: list[tuple[bytes, bytes]]) -> None:
+    if answer is _ONE_ACCEPTED and not cors:
+        await send(_ONE_ACCEPTED_START)
+        await send(_ONE_ACCEPTED_BODY)
+        return
+    await send(_start(answer, cors))
     await send({"type": "http.response.body", "body": answer.body})
+
+
+_ONE_ACCEPTED_START: Message = _start(_ONE_ACCEPTED, [])
+_ONE_ACCEPTED_BODY: Message = {"type": "http.response.body", "body": _ONE_ACCEPTED.body}
