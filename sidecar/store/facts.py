@@ -295,6 +295,9 @@ def read_event(row: tuple[Any, ...], owner: FactOwner) -> EventFact:
 # --- storing ---------------------------------------------------------------------------------------------------------
 
 
+_Owner = tuple[str, str, str]  # site, funnel and session id: the first three fields of a fact
+
+
 class _Session:
     """A session that a group touches, as far as storing needs it."""
 
@@ -305,11 +308,13 @@ class _Session:
         "is_new",
         "key",
         "may_leave_visitor",
+        "owner",
         "visitor_key",
         "vitals_changed",
     )
 
-    def __init__(self, key: int, visitor_key: int | None, facts_count: int, is_new: bool) -> None:
+    def __init__(self, owner: _Owner, key: int, visitor_key: int | None, facts_count: int, is_new: bool) -> None:
+        self.owner = owner
         self.key = key
         self.visitor_key = visitor_key
         self.facts_count = facts_count
@@ -324,7 +329,7 @@ class Stored(NamedTuple):
     """What a merge did: an outcome and reason a fact, and the sessions it touched, by (site, funnel, session) ids."""
 
     outcomes: list[tuple[Outcome, str | None]]
-    sessions: dict[FactOwner, _Session]
+    sessions: dict[_Owner, _Session]
 
     @property
     def changed(self) -> list[_Session]:
@@ -344,11 +349,11 @@ def _find_or_add(conn: Connection, find: str, add: str, wanted: Iterable[tuple[s
     return keys | {(site, text): key for key, site, text in missing}
 
 
-_Row = TypeVar("_Row", Page, Client, Campaign)
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
 def _intern(
-    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[_Row], int] | None, width: int
+    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[Any], int] | None, width: int
 ) -> dict[_Row | None, int | None]:
     """Keys of pages, clients or campaigns, found by digest; the low `width` bits of a new key are `bits(row)`."""
     rows: list[_Row] = [one for one in dict.fromkeys(said) if one is not None]
@@ -366,20 +371,20 @@ def _intern(
     return keys
 
 
-def _find_sessions(conn: Connection, facts: Sequence[Fact]) -> dict[FactOwner, _Session]:
-    owners = list(dict.fromkeys(FactOwner(*fact[:3]) for fact in facts))
+def _find_sessions(conn: Connection, owned: Sequence[_Owner]) -> dict[_Owner, _Session]:
+    owners = list(dict.fromkeys(owned))
     funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, (owner[:2] for owner in owners))
-    wanted = [(funnels[owner[:2]], owner.session_id) for owner in owners]
+    wanted = [(funnels[owner[:2]], owner[2]) for owner in owners]
     found, greatest = _find(conn, _FIND_SESSIONS, wanted)
     sessions = {
-        owners[place]: _Session(key, visitor_key, facts_count, is_new=False)
+        owners[place]: _Session(owners[place], key, visitor_key, facts_count, is_new=False)
         for place, key, visitor_key, facts_count in found
     }
     missing: list[tuple[Any, ...]] = []
     for owner, texts in zip(owners, wanted, strict=True):
         if owner not in sessions:
             missing.append((greatest + 1 + len(missing), *texts))
-            sessions[owner] = _Session(missing[-1][0], None, 0, is_new=True)
+            sessions[owner] = _Session(owner, missing[-1][0], None, 0, is_new=True)
     _run(conn, _ADD_SESSIONS, missing)
     return sessions
 
@@ -387,25 +392,18 @@ def _find_sessions(conn: Connection, facts: Sequence[Fact]) -> dict[FactOwner, _
 _Identity = tuple[int, str, str] | tuple[int, str]  # (session, metric, id) of a vital, (session, id) of an event
 
 
-def _identify(fact: Fact, session: _Session) -> _Identity:
-    return (session.key, fact.metric, fact.id) if isinstance(fact, VitalFact) else (session.key, fact.id)
-
-
 def _find_held(
-    conn: Connection, facts: Sequence[Fact], sessions: dict[FactOwner, _Session]
+    conn: Connection, identities: Sequence[_Identity], sessions: Sequence[_Session]
 ) -> dict[_Identity, Fact | None]:
-    vitals: set[_Identity] = set()
-    events: set[_Identity] = set()
-    for fact in facts:
-        session = sessions[fact[:3]]  # type: ignore[index]  # the first three fields of a fact are its owner's
-        if not session.is_new:
-            (vitals if isinstance(fact, VitalFact) else events).add(_identify(fact, session))
-    owners = {session.key: owner for owner, session in sessions.items()}
+    known = {session.key: FactOwner(*session.owner) for session in sessions if not session.is_new}
+    if not known:
+        return {}
+    wanted = {identity for identity in identities if identity[0] in known}
     held: dict[_Identity, Fact | None] = {}
-    for row in _read(conn, _HELD_VITALS, list(vitals)):
-        held[row[:3]] = read_vital(row, owners[row[0]])
-    for row in _read(conn, _HELD_EVENTS, list(events)):
-        held[row[:2]] = read_event(row, owners[row[0]])
+    for row in _read(conn, _HELD_VITALS, [identity for identity in wanted if len(identity) == 3]):
+        held[row[:3]] = read_vital(row, known[row[0]])
+    for row in _read(conn, _HELD_EVENTS, [identity for identity in wanted if len(identity) == 2]):
+        held[row[:2]] = read_event(row, known[row[0]])
     return held
 
 
@@ -421,13 +419,17 @@ def _has_room(conn: Connection, session: _Session, size: int) -> bool:
 
 def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bool = True) -> Stored:
     """Judge facts in order, also against each other, and write the winners. Derives nothing yet."""
-    sessions = _find_sessions(conn, facts)
-    held = _find_held(conn, facts, sessions)
+    owners: list[Any] = [fact[:3] for fact in facts]
+    by_owner = _find_sessions(conn, owners)
+    sessions = [by_owner[owner] for owner in owners]
+    identities: list[_Identity] = [
+        (session.key, fact.metric, fact.id) if isinstance(fact, VitalFact) else (session.key, fact.id)
+        for session, fact in zip(sessions, facts, strict=True)
+    ]
+    held = _find_held(conn, identities, sessions)
     outcomes: list[tuple[Outcome, str | None]] = []
-    winners: dict[_Identity, tuple[Fact, int]] = {}
-    for fact in facts:
-        session = sessions[fact[:3]]  # type: ignore[index]  # as above
-        identity = _identify(fact, session)
+    winners: dict[_Identity, _Winner] = {}
+    for fact, session, identity in zip(facts, sessions, identities, strict=True):
         before = held.get(identity)
         outcome = judge(fact, before, dated_by_arrival=dated_by_arrival)
         if outcome is Outcome.ACCEPTED:
@@ -442,31 +444,32 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
             elif before.anonymous_id is not None:
                 session.may_leave_visitor = True
             held[identity] = fact
-            winners[identity] = fact, size
+            winners[identity] = (fact, size, session)
             if isinstance(fact, VitalFact):
                 session.vitals_changed = True
             else:
                 session.events_changed = True
         outcomes.append((outcome, None))
-    _write(conn, winners, sessions)
-    return Stored(outcomes, sessions)
+    if winners:
+        _write(conn, winners)
+    return Stored(outcomes, by_owner)
 
 
-def _write(conn: Connection, winners: dict[_Identity, tuple[Fact, int]], sessions: dict[FactOwner, _Session]) -> None:
-    if not winners:
-        return
-    facts = [fact for fact, _ in winners.values()]
-    pages = _intern(conn, _FIND_PAGES, _ADD_PAGES, (fact.page for fact in facts), page_bits, 1)
-    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENTS, (fact.client for fact in facts), client_bits, 3)
-    named = (fact.campaign for fact in facts if isinstance(fact, EventFact))
+_Winner = tuple[Fact, int, _Session]  # with the size of its canonical content
+
+
+def _write(conn: Connection, winners: dict[_Identity, _Winner]) -> None:
+    facts = [winner[0] for winner in winners.values()]
+    pages = _intern(conn, _FIND_PAGES, _ADD_PAGES, [fact.page for fact in facts], page_bits, 1)
+    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENTS, [fact.client for fact in facts], client_bits, 3)
+    named = [fact.campaign for fact in facts if isinstance(fact, EventFact)]
     campaigns = _intern(conn, _FIND_CAMPAIGNS, _ADD_CAMPAIGNS, named, None, 0)
-    wanted = ((fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None)
+    wanted = [(fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None]
     names = _find_or_add(conn, _FIND_NAMES, _ADD_NAMES, wanted)
     vitals: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
-    for identity, (f, size) in winners.items():
+    for identity, (f, size, session) in winners.items():
         name = names.get((f.site, f.anonymous_id))
-        session = sessions[f[:3]]  # type: ignore[index]  # as in _find_held
         if name is not None and session.visitor_key not in (None, name):
             session.may_leave_visitor = True
         rest = (name, clients[f.client], f.timestamp, f.clock_skewed, size)
@@ -499,22 +502,26 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
-    flat = [fact for recording in recordings for _, fact in recording.facts]
-    stored = store_facts(conn, flat)
+    stored = store_facts(conn, [fact for recording in recordings for _, fact in recording.facts])
     changed = stored.changed
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
     outcomes = iter(stored.outcomes)
     fresh = {owner for owner, session in stored.sessions.items() if session.is_new}
     results: list[Recorded] = []
-    for recording in recordings:
-        judged = [Judged(position, *next(outcomes)) for position, _ in recording.facts]
-        opened: list[tuple[str, str]] = []
-        for _, fact in recording.facts if fresh else ():
-            owner = FactOwner(*fact[:3])
-            if owner in fresh:
-                fresh.discard(owner)
-                if isinstance(fact, VitalFact):
-                    opened.append((fact.funnel_id, fact.session_id))
-        results.append(Recorded(judged, opened))
+    for facts, _ in recordings:
+        judged = [Judged(position, *next(outcomes)) for position, _ in facts]
+        results.append(Recorded(judged, _opened(facts, fresh) if fresh else []))
     return results
+
+
+def _opened(facts: list[tuple[int, Fact]], fresh: set[_Owner]) -> list[tuple[str, str]]:
+    """Sessions whose first fact is a web vital of these; takes what it finds out of `fresh`."""
+    opened: list[tuple[str, str]] = []
+    for _, fact in facts:
+        owner = fact[:3]
+        if owner in fresh:
+            fresh.discard(owner)
+            if isinstance(fact, VitalFact):
+                opened.append((fact.funnel_id, fact.session_id))
+    return opened
