@@ -157,7 +157,7 @@ SELECT json_group_array(json_array(column1, client_key)), (SELECT coalesce(max(c
 FROM {values} AS wanted CROSS JOIN clients ON digest = column2"""
 _ADD_CLIENTS = "INSERT INTO clients SELECT * FROM {values} WHERE column1 IS NOT NULL"
 _FIND_SESSIONS = """
-SELECT json_group_array(json_array(column1, session_key, visitor_key, vitals_count + events_count)),
+SELECT json_group_array(json_array(column1, session_key, visitor_key, started_at, vitals_count + events_count)),
     (SELECT coalesce(max(session_key), 0) FROM sessions)
 FROM {values} AS wanted CROSS JOIN sessions ON funnel_key = column2 AND session_id = column3"""
 _ADD_SESSIONS = """
@@ -203,55 +203,18 @@ ON CONFLICT (session_key, event_id) DO UPDATE SET
     click_ids = excluded.click_ids, visitor_key = excluded.visitor_key, client_key = excluded.client_key,
     timestamp = excluded.timestamp, clock_skewed = excluded.clock_skewed, content_bytes = excluded.content_bytes"""
 
-# Derived columns by the facts they are derived from: a vital cannot change what comes from events alone, and so on.
-# The indexed ones are written only where they change: an index entry put back as it was costs two pages of the WAL.
-_INDEXED = "visitor_key, started_at"
-_FROM_BOTH = "ended_at, first_page_key, last_page_key, first_client_key, other_clients"
-_FROM_VITALS = "vitals_count, avg_lcp, avg_inp, avg_cls, avg_fcp, avg_ttfb"
-_FROM_EVENTS = (
-    "page_views, events_count, identifications, converted, conversion_type, conversion_value, currency, "
-    "first_referrer, first_campaign_key, last_campaign_key, first_click_ids, last_click_ids, active_seconds"
+DERIVED_SESSION_COLUMNS = (
+    *("visitor_key", "started_at", "ended_at", "first_page_key", "last_page_key", "first_client_key", "other_clients"),
+    *("vitals_count", "avg_lcp", "avg_inp", "avg_cls", "avg_fcp", "avg_ttfb"),
+    *("page_views", "events_count", "identifications", "converted", "conversion_type", "conversion_value", "currency"),
+    *("first_referrer", "first_campaign_key", "last_campaign_key", "first_click_ids", "last_click_ids"),
+    "active_seconds",
 )
-DERIVED_SESSION_COLUMNS = tuple(f"{_INDEXED}, {_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}".split(", "))
 DERIVED_VISITOR_COLUMNS = (
-    "site",
-    "anonymous_id",
-    "display_name",
-    "first_seen",
-    "last_seen",
-    "total_sessions",
-    "total_events",
-    "user_id",
-    "traits",
+    *("site", "anonymous_id", "display_name", "first_seen", "last_seen", "total_sessions", "total_events"),
+    *("user_id", "traits"),
 )
-
-
-def _derive_sql(columns: str) -> str:
-    return f"""
-UPDATE sessions SET revision = iif(?1 IS NULL, revision, max(revision + 1, ?1)),
-    ({columns}) = (SELECT {columns} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)
-WHERE session_key IN (SELECT value FROM json_each(?2))"""
-
-
-_DERIVE_AFTER = {
-    (True, False): _derive_sql(f"{_FROM_BOTH}, {_FROM_VITALS}"),
-    (False, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_EVENTS}"),
-    (True, True): _derive_sql(f"{_FROM_BOTH}, {_FROM_VITALS}, {_FROM_EVENTS}"),
-}
-_DERIVE_INDEXED = f"""
-UPDATE sessions SET
-    ({_INDEXED}) = (SELECT {_INDEXED} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)
-WHERE session_key IN (SELECT value FROM json_each(?1))
-AND ({_INDEXED}) IS NOT (SELECT {_INDEXED} FROM derived_sessions AS d WHERE d.session_key = sessions.session_key)"""
-_DERIVE_VISITORS = f"""
-INSERT INTO visitors (visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)})
-SELECT visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)} FROM derived_visitors
-WHERE visitor_key IN (SELECT visitor_key FROM sessions WHERE session_key IN (SELECT value FROM json_each(?1))
-                      UNION SELECT value FROM json_each(?2))
-ON CONFLICT (visitor_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in DERIVED_VISITOR_COLUMNS)}"""
-_DROP_VISITORS = """
-DELETE FROM visitors WHERE visitor_key IN (SELECT value FROM json_each(?))
-AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.visitor_key = visitors.visitor_key)"""
+_DERIVE = "INSERT INTO derivations (sessions, with_events, moved, visitors, now) VALUES (?, ?, ?, ?, ?)"
 
 
 # --- rows to facts ---------------------------------------------------------------------------------------------------
@@ -308,21 +271,46 @@ class _Session:
         "is_new",
         "key",
         "may_leave_visitor",
+        "may_move",
         "owner",
+        "started_at",
         "visitor_key",
         "vitals_changed",
     )
 
-    def __init__(self, owner: _Owner, key: int, visitor_key: int | None, facts_count: int, is_new: bool) -> None:
+    def __init__(
+        self, owner: _Owner, key: int, visitor_key: int | None, started_at: int | None, facts_count: int
+    ) -> None:
         self.owner = owner
         self.key = key
         self.visitor_key = visitor_key
+        self.started_at = started_at
         self.facts_count = facts_count
         self.bytes_count: int | None = None  # known only where the bound is near
-        self.is_new = is_new
+        self.is_new = started_at is None
         self.vitals_changed = False
         self.events_changed = False
+        self.may_move = self.is_new  # its visitor or its start may be another than before
         self.may_leave_visitor = False  # a fact that named a visitor was replaced, or one names another
+
+    def replace(self, before: Fact) -> None:
+        """A report of a fact is replaced by a newer one."""
+        self.may_move = True
+        if before.anonymous_id is not None:
+            self.may_leave_visitor = True
+
+    def take(self, fact: Fact, name_key: int | None) -> None:
+        """A fact is written."""
+        if self.started_at is None or fact.timestamp < self.started_at:
+            self.may_move = True
+        if name_key is not None and name_key != self.visitor_key:
+            self.may_move = True
+            if self.visitor_key is not None:
+                self.may_leave_visitor = True
+        if isinstance(fact, VitalFact):
+            self.vitals_changed = True
+        else:
+            self.events_changed = True
 
 
 class Stored(NamedTuple):
@@ -377,14 +365,14 @@ def _find_sessions(conn: Connection, owned: Sequence[_Owner]) -> dict[_Owner, _S
     wanted = [(funnels[owner[:2]], owner[2]) for owner in owners]
     found, greatest = _find(conn, _FIND_SESSIONS, wanted)
     sessions = {
-        owners[place]: _Session(owners[place], key, visitor_key, facts_count, is_new=False)
-        for place, key, visitor_key, facts_count in found
+        owners[place]: _Session(owners[place], key, visitor_key, started_at, facts_count)
+        for place, key, visitor_key, started_at, facts_count in found
     }
     missing: list[tuple[Any, ...]] = []
     for owner, texts in zip(owners, wanted, strict=True):
         if owner not in sessions:
             missing.append((greatest + 1 + len(missing), *texts))
-            sessions[owner] = _Session(owner, missing[-1][0], None, 0, is_new=True)
+            sessions[owner] = _Session(owner, missing[-1][0], None, None, 0)
     _run(conn, _ADD_SESSIONS, missing)
     return sessions
 
@@ -441,14 +429,10 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
                 session.facts_count += 1
                 if session.bytes_count is not None:
                     session.bytes_count += size
-            elif before.anonymous_id is not None:
-                session.may_leave_visitor = True
+            else:
+                session.replace(before)
             held[identity] = fact
             winners[identity] = (fact, size, session)
-            if isinstance(fact, VitalFact):
-                session.vitals_changed = True
-            else:
-                session.events_changed = True
         outcomes.append((outcome, None))
     if winners:
         _write(conn, winners)
@@ -470,8 +454,7 @@ def _write(conn: Connection, winners: dict[_Identity, _Winner]) -> None:
     events: list[tuple[Any, ...]] = []
     for identity, (f, size, session) in winners.items():
         name = names.get((f.site, f.anonymous_id))
-        if name is not None and session.visitor_key not in (None, name):
-            session.may_leave_visitor = True
+        session.take(f, name)
         rest = (name, clients[f.client], f.timestamp, f.clock_skewed, size)
         if isinstance(f, VitalFact):
             codes = (_RATING_CODES[f.rating], f.delta, _NAVIGATION_CODES[f.navigation_type])
@@ -488,16 +471,13 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 
     `now` (ms) gives the sessions their next revision; None leaves revisions as they are.
     """
-    for kinds, sql in _DERIVE_AFTER.items():
-        keys = [s.key for s in sessions if (s.vitals_changed, s.events_changed) == kinds]
-        if keys:
-            conn.execute(sql, (now, dumps(keys)))
-    touched = dumps([session.key for session in sessions])
-    conn.execute(_DERIVE_INDEXED, (touched,))
-    left = dumps([s.visitor_key for s in sessions if s.may_leave_visitor and s.visitor_key is not None])
-    conn.execute(_DERIVE_VISITORS, (touched, left))
-    if left != "[]":
-        conn.execute(_DROP_VISITORS, (left,))
+    keys = [
+        [session.key for session in sessions],
+        [session.key for session in sessions if session.events_changed],
+        [session.key for session in sessions if session.may_move],
+        [s.visitor_key for s in sessions if s.may_leave_visitor and s.visitor_key is not None],
+    ]
+    conn.execute(_DERIVE, (*map(dumps, keys), now))
 
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:

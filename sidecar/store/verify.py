@@ -1,0 +1,399 @@
+"""Comparing what is stored with what it should be, and deriving it again: `sidecar verify`, with or without `--repair`.
+
+Everything but the texts of facts themselves can be computed from something else in the file: that is done here for all
+of it, a thousand sessions at a time, so that memory stays flat. What differs is named, with what it should be; where
+that can be computed, it can be mended, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from sidecar.attribution import campaign_of, click_ids_of
+from sidecar.canonical import client_bits, content_size, digest, page_bits, to_json
+from sidecar.model import RATINGS, Campaign, Client, Page, rate
+from sidecar.store.database import Connection, Error, rows
+from sidecar.store.facts import (
+    CAMPAIGN_JOIN,
+    DERIVED_SESSION_COLUMNS,
+    DERIVED_VISITOR_COLUMNS,
+    EVENT_COLUMNS,
+    FACT_JOINS,
+    VITAL_COLUMNS,
+    FactOwner,
+    read_event,
+    read_vital,
+)
+
+_CHUNK = 1000  # keys compared in one step: progress moves, and memory stays flat
+_KINDS = ("file", "links", "pages", "clients", "campaigns", "facts", "sessions", "visitors")  # mending needs this order
+
+
+class Difference(NamedTuple):
+    """One finding. `column` '': the row as a whole, and `stored` says what is the matter with it."""
+
+    table: str
+    key: str
+    column: str
+    stored: Any
+    expected: Any
+    repaired: bool = False
+
+    def __str__(self) -> str:
+        key = self.key if self.key.isprintable() else ascii(self.key)  # ids of clients must not steer a terminal
+        if not self.column:
+            return f"{self.table} {key}: {self.stored}{', repaired' if self.repaired else ''}"
+        words = ("was", "is") if self.repaired else ("stored", "should be")
+        return f"{self.table} {key} {self.column}: {words[0]} {self.stored!r}, {words[1]} {self.expected!r}"
+
+
+class Step(NamedTuple):
+    """A part of the comparison: one of _KINDS, over the rows with keys from `least` to `most`."""
+
+    kind: str
+    least: int = 0
+    most: int = 0
+
+
+# What mends a difference: it is given the time (ms) and returns the steps that have to be looked at again for it.
+_Mend = Callable[[Connection, int], list[Step]]
+
+
+class _Finding(NamedTuple):
+    difference: Difference
+    mend: _Mend | None = None
+
+
+def plan(conn: Connection) -> list[Step]:
+    """All steps of a comparison, in their order."""
+    steps = [Step("file"), Step("links")]
+    for kind, table, key in (
+        ("pages", "pages", "page_key"),
+        ("clients", "clients", "client_key"),
+        ("campaigns", "campaigns", "campaign_key"),
+        ("facts", "sessions", "session_key"),
+        ("sessions", "sessions", "session_key"),
+        ("visitors", "anonymous_ids", "visitor_key"),
+    ):
+        least, most = conn.execute(f"SELECT min({key}), max({key}) FROM {table}").fetchone()
+        if least is not None:
+            steps += [Step(kind, start, start + _CHUNK - 1) for start in range(least, most + 1, _CHUNK)]
+    return steps
+
+
+def check(conn: Connection, step: Step) -> Iterator[Difference]:
+    """The differences of one step. Call all steps of a plan inside one snapshot."""
+    for finding in _find(conn, step):
+        yield finding.difference
+
+
+def verify(conn: Connection, advance: Callable[[], object]) -> Iterator[Difference]:
+    """The differences of all steps; `advance` is called after each."""
+    for step in plan(conn):
+        yield from check(conn, step)
+        advance()
+
+
+def repair(conn: Connection, steps: Iterable[Step], now: int) -> Iterator[Difference]:
+    """Look at steps again and mend what differs, inside the caller's write transaction: each difference as it was.
+
+    A session that is derived again gets a new revision (from `now`, ms), so that it ships again. Not for a file with
+    broken links: what they pointed at cannot be derived.
+    """
+    waiting: dict[str, dict[Step, None]] = {kind: {} for kind in _KINDS}
+    for step in steps:
+        waiting[step.kind][step] = None
+        if step.kind == "facts":
+            waiting["sessions"][step._replace(kind="sessions")] = None
+    for kind in _KINDS:
+        for step in waiting[kind]:
+            for difference, mend in list(_find(conn, step)):
+                if mend is None:
+                    yield difference
+                    continue
+                for further in mend(conn, now):
+                    waiting[further.kind][further] = None
+                yield difference._replace(repaired=True)
+
+
+def _find(conn: Connection, step: Step) -> Iterator[_Finding]:
+    span = (step.least, step.most)
+    try:
+        match step.kind:
+            case "file":
+                yield from _find_damage(conn)
+            case "links":
+                yield from _find_broken_links(conn)
+            case "facts":
+                yield from _find_vitals(conn, span)
+                yield from _find_events(conn, span)
+            case "sessions":
+                yield from _find_sessions(conn, span)
+            case "visitors":
+                yield from _find_visitors(conn, span)
+            case _:
+                yield from _find_shared(conn, _SHARED[step.kind], span)
+    except Error as error:
+        yield from _find_unreadable(conn, step, error)
+
+
+def _find_unreadable(conn: Connection, step: Step, error: Exception) -> Iterator[_Finding]:
+    """Where a step cannot be read to its end: the rows of it that can, one by one, and a finding for each other."""
+    if step.least == step.most:
+        key = str(step.least) if step.kind in ("facts", "sessions", "visitors") else step.kind
+        table = "sessions" if step.kind == "facts" else step.kind
+        yield _Finding(Difference(table, key, "", f"cannot be read: {error}", None))
+        return
+    for key_number in range(step.least, step.most + 1):
+        yield from _find(conn, Step(step.kind, key_number, key_number))
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+_BROKEN_RULE = ("CHECK constraint failed", "NULL value in")  # a row that breaks a rule, in a file that is sound
+
+
+def is_damage(difference: Difference) -> bool:
+    """Whether the file is damaged or a link broken, so that nothing should be derived from it."""
+    if difference.table == "file":
+        return not str(difference.stored).startswith(_BROKEN_RULE)
+    return difference.column == "" and str(difference.stored).startswith("points at no row")
+
+
+def _find_damage(conn: Connection) -> Iterator[_Finding]:
+    for (text,) in conn.execute("PRAGMA integrity_check"):
+        if text != "ok":
+            yield _Finding(Difference("file", "integrity", "", text, None))
+
+
+def _find_broken_links(conn: Connection) -> Iterator[_Finding]:
+    for table, rowid, parent, _ in conn.execute("PRAGMA foreign_key_check"):
+        yield _Finding(Difference(table, str(rowid), "", f"points at no row of {parent}", None))
+
+
+# --- pages, clients, campaigns ---------------------------------------------------------------------------------------
+
+
+class _Shared(NamedTuple):
+    """A table of texts that facts share. The low `width` bits of a key are `bits` of the row."""
+
+    table: str
+    key: str
+    row: type[Page] | type[Client] | type[Campaign]
+    bits: Callable[[Any], int]
+    width: int
+    users: tuple[str, ...]
+
+
+_SHARED = {
+    "pages": _Shared("pages", "page_key", Page, page_bits, 1, ("web_vitals", "events")),
+    "clients": _Shared("clients", "client_key", Client, client_bits, 3, ("web_vitals", "events")),
+    "campaigns": _Shared("campaigns", "campaign_key", Campaign, lambda _: 0, 0, ("events",)),
+}
+
+
+def _find_shared(conn: Connection, shared: _Shared, span: tuple[int, int]) -> Iterator[_Finding]:
+    columns = ", ".join(shared.row._fields)
+    sql = f"SELECT {shared.key}, digest, {columns} FROM {shared.table} WHERE {shared.key} BETWEEN ? AND ?"
+    for key, stored, *said in conn.execute(sql, span):
+        row = shared.row(*said)
+        mend = partial(_mend_shared, shared, key, row)
+        if stored != digest(row):
+            yield _Finding(Difference(shared.table, str(key), "digest", stored.hex(), digest(row).hex()), mend)
+        mask = (1 << shared.width) - 1
+        if key & mask != shared.bits(row):
+            yield _Finding(
+                Difference(shared.table, str(key), f"{shared.key} & {mask}", key & mask, shared.bits(row)), mend
+            )
+
+
+def _mend_shared(shared: _Shared, key: int, row: Any, conn: Connection, _: int) -> list[Step]:
+    """Give the row its digest, and a key with its bits; where a row of the same texts has come since, become that."""
+    table, name = shared.table, shared.key
+    twin = conn.execute(f"SELECT {name} FROM {table} WHERE digest = ? AND {name} <> ?", (digest(row), key)).fetchone()
+    if twin is None and key & ((1 << shared.width) - 1) == shared.bits(row):
+        conn.execute(f"UPDATE {table} SET digest = ? WHERE {name} = ?", (digest(row), key))
+        return []
+    if not conn.execute(f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {name} = ?)", (key,)).fetchone()[0]:
+        return []  # mended already, for another difference of the same row
+    if twin is None:
+        greatest = conn.execute(f"SELECT max({name}) FROM {table}").fetchone()[0]
+        fresh = ((greatest >> shared.width) + 1 << shared.width) + shared.bits(row)
+    else:
+        (fresh,) = twin
+    conn.execute("PRAGMA defer_foreign_keys = ON")  # until COMMIT: for a moment facts point at a row that has gone
+    touched: set[int] = set()
+    for user in shared.users:
+        found = conn.execute(f"UPDATE {user} SET {name} = ? WHERE {name} = ? RETURNING session_key", (fresh, key))
+        touched |= {session_key for (session_key,) in found.fetchall()}
+    if twin is None:
+        conn.execute(f"UPDATE {table} SET {name} = ?, digest = ? WHERE {name} = ?", (fresh, digest(row), key))
+    else:
+        conn.execute(f"DELETE FROM {table} WHERE {name} = ?", (key,))
+    return [Step("sessions", session_key, session_key) for session_key in sorted(touched)]
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+_NOBODY = FactOwner("", "", "")  # whose a fact is stands in no column that is compared here
+_VITALS = f"""
+SELECT v.content_bytes, v.rating_code, {VITAL_COLUMNS} FROM web_vitals AS v {FACT_JOINS}
+WHERE v.session_key BETWEEN ? AND ?"""
+_EVENTS = f"""
+SELECT v.content_bytes, {EVENT_COLUMNS} FROM events AS v {FACT_JOINS} {CAMPAIGN_JOIN}
+WHERE v.session_key BETWEEN ? AND ?"""
+_SET_VITAL = "UPDATE web_vitals SET {} = ? WHERE session_key = ? AND metric = ? AND id = ?"
+_SET_EVENT = "UPDATE events SET {} = ? WHERE session_key = ? AND event_id = ?"
+
+
+def _set(sql: str, value: Any, identity: tuple[Any, ...], conn: Connection, _: int) -> list[Step]:
+    conn.execute(sql, (value, *identity))
+    return [Step("sessions", identity[0], identity[0])]
+
+
+def _find_vitals(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
+    for stored_bytes, code, *row in conn.execute(_VITALS, span):
+        fact = read_vital(tuple(row), _NOBODY)
+        if not 0 <= code < len(RATINGS):
+            rating = rate(fact.metric, fact.value)
+            fact = fact._replace(rating=rating)
+            yield _differing_fact("web_vitals", row[:3], "rating_code", code, RATINGS.index(rating))
+        expected_bytes = content_size(fact)
+        if stored_bytes != expected_bytes:
+            yield _differing_fact("web_vitals", row[:3], "content_bytes", stored_bytes, expected_bytes)
+
+
+def _find_events(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
+    for stored_bytes, *row in conn.execute(_EVENTS, span):
+        fact = read_event(tuple(row), _NOBODY)
+        expected_bytes = content_size(fact)
+        if stored_bytes != expected_bytes:
+            yield _differing_fact("events", row[:2], "content_bytes", stored_bytes, expected_bytes)
+        try:
+            campaign, click_ids = _attribution(fact.context, fact.page and fact.page.url)
+        except ValueError as error:
+            yield _Finding(Difference("events", _name(row[:2]), "", f"context is no JSON: {error}", None))
+            continue
+        if fact.click_ids != click_ids:
+            yield _differing_fact("events", row[:2], "click_ids", fact.click_ids, click_ids)
+        if fact.campaign != campaign:
+            said = [None if one is None else to_json(list(one)) for one in (fact.campaign, campaign)]
+            mend = partial(_set_campaign, campaign, tuple(row[:2]))
+            yield _Finding(Difference("events", _name(row[:2]), "campaign_key", *said), mend)
+
+
+@lru_cache(maxsize=4096)
+def _attribution(context: str | None, url: str | None) -> tuple[Campaign | None, str | None]:
+    said = json.loads(context) if context else {}
+    return campaign_of(said.get("utm"), url), click_ids_of(said.get("clickIds"), url)
+
+
+def _name(identity: Iterable[Any]) -> str:
+    return " ".join(str(part) for part in identity)
+
+
+def _differing_fact(table: str, identity: list[Any], column: str, stored: Any, expected: Any) -> _Finding:
+    sql = (_SET_VITAL if table == "web_vitals" else _SET_EVENT).format(column)
+    difference = Difference(table, _name(identity), column, stored, expected)
+    return _Finding(difference, partial(_set, sql, expected, tuple(identity)))
+
+
+def _set_campaign(campaign: Campaign | None, identity: tuple[Any, ...], conn: Connection, now: int) -> list[Step]:
+    key = None
+    if campaign is not None:
+        conn.execute(
+            """INSERT INTO campaigns (digest, source, medium, campaign, term, content) VALUES (?, ?, ?, ?, ?, ?)
+            ON CONFLICT (digest) DO NOTHING""",
+            (digest(campaign), *campaign),
+        )
+        (key,) = conn.execute("SELECT campaign_key FROM campaigns WHERE digest = ?", (digest(campaign),)).fetchone()
+    return _set(_SET_EVENT.format("campaign_key"), key, identity, conn, now)
+
+
+# --- sessions and visitors -------------------------------------------------------------------------------------------
+
+
+def _differing(table: str, view: str, key: str, columns: tuple[str, ...]) -> str:
+    unequal = " OR ".join(f"t.{column} IS NOT d.{column}" for column in columns)
+    pairs = ", ".join(f"t.{column} AS stored_{column}, d.{column} AS expected_{column}" for column in columns)
+    return f"""
+SELECT t.{key} AS key, {pairs} FROM {table} AS t LEFT JOIN {view} AS d ON d.{key} = t.{key}
+WHERE t.{key} BETWEEN ? AND ? AND ({unequal})"""
+
+
+_SESSIONS = _differing("sessions", "derived_sessions", "session_key", DERIVED_SESSION_COLUMNS)
+_VISITORS = _differing("visitors", "derived_visitors", "visitor_key", DERIVED_VISITOR_COLUMNS)
+_EMPTY_SESSIONS = """
+SELECT session_key FROM sessions AS s WHERE session_key BETWEEN ? AND ?
+AND NOT EXISTS (SELECT 1 FROM web_vitals WHERE session_key = s.session_key)
+AND NOT EXISTS (SELECT 1 FROM events WHERE session_key = s.session_key)"""
+_MISSING_VISITORS = """
+SELECT visitor_key FROM derived_visitors WHERE visitor_key BETWEEN ? AND ?
+AND visitor_key NOT IN (SELECT visitor_key FROM visitors)"""
+_SESSION_COLUMNS = ", ".join(DERIVED_SESSION_COLUMNS)
+_DERIVE_SESSION = f"""
+UPDATE sessions SET revision = max(revision + 1, ?2),
+    ({_SESSION_COLUMNS}) = (SELECT {_SESSION_COLUMNS} FROM derived_sessions AS d WHERE d.session_key = ?1)
+WHERE session_key = ?1
+AND ({_SESSION_COLUMNS}) IS NOT (SELECT {_SESSION_COLUMNS} FROM derived_sessions AS d WHERE d.session_key = ?1)"""
+_DERIVE_VISITOR = f"""
+INSERT INTO visitors (visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)})
+SELECT visitor_key, {", ".join(DERIVED_VISITOR_COLUMNS)} FROM derived_visitors WHERE visitor_key = ?
+ON CONFLICT (visitor_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in DERIVED_VISITOR_COLUMNS)}"""
+_DROP_VISITOR = """
+DELETE FROM visitors WHERE visitor_key = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE visitor_key = ?1)"""
+
+
+def _compare(
+    conn: Connection, table: str, sql: str, span: tuple[int, int], columns: tuple[str, ...], mend: Callable[..., Any]
+) -> Iterator[_Finding]:
+    for row in rows(conn, sql, span):
+        for column in columns:
+            stored, expected = row[f"stored_{column}"], row[f"expected_{column}"]
+            if stored != expected:
+                yield _Finding(Difference(table, str(row["key"]), column, stored, expected), partial(mend, row["key"]))
+
+
+def _find_sessions(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
+    yield from _compare(conn, "sessions", _SESSIONS, span, DERIVED_SESSION_COLUMNS, _derive_session)
+    for (key,) in conn.execute(_EMPTY_SESSIONS, span):
+        yield _Finding(Difference("sessions", str(key), "", "has no facts", None), _mend_empty(conn, key))
+
+
+def _find_visitors(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
+    yield from _compare(conn, "visitors", _VISITORS, span, DERIVED_VISITOR_COLUMNS, _derive_visitor)
+    for (key,) in conn.execute(_MISSING_VISITORS, span):
+        yield _Finding(Difference("visitors", str(key), "", "is missing", None), partial(_derive_visitor, key))
+
+
+def _derive_session(key: int, conn: Connection, now: int) -> list[Step]:
+    """Derive one session again; its visitors, the old one and the new one, have to be looked at after it."""
+    visitor = "SELECT visitor_key FROM sessions WHERE session_key = ?"
+    keys = set(conn.execute(visitor, (key,)).fetchone())
+    conn.execute(_DERIVE_SESSION, (key, now))
+    keys |= set(conn.execute(visitor, (key,)).fetchone())
+    return [Step("visitors", visitor_key, visitor_key) for visitor_key in keys if visitor_key is not None]
+
+
+def _derive_visitor(key: int, conn: Connection, _: int) -> list[Step]:
+    conn.execute(_DERIVE_VISITOR, (key,))
+    conn.execute(_DROP_VISITOR, (key,))
+    return []
+
+
+def _mend_empty(conn: Connection, key: int) -> _Mend | None:
+    """A session without facts goes, but for one that shipping still speaks of."""
+    spoken_of = conn.execute(
+        """SELECT EXISTS (SELECT 1 FROM batch_lines WHERE session_key = ?1)
+        OR EXISTS (SELECT 1 FROM parked WHERE session_key = ?1)""",
+        (key,),
+    ).fetchone()[0]
+    return None if spoken_of else partial(_drop_session, key)
+
+
+def _drop_session(key: int, conn: Connection, _: int) -> list[Step]:
+    conn.execute("DELETE FROM sessions WHERE session_key = ?", (key,))
+    return []
