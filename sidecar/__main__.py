@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from sidecar.config import Settings, load_settings, setting_names
 from sidecar.demo import run as run_demo
 from sidecar.errors import SidecarError
 from sidecar.model import Outcome
+from sidecar.store.arrivals import read_arrivals
 from sidecar.store.database import immediate, open_database, open_read_only, snapshot
 from sidecar.store.documents import (
     CSV_COLUMNS,
@@ -30,10 +32,15 @@ from sidecar.store.documents import (
     from_iso,
     list_session_keys,
     merge_lines,
+    read_facts,
     read_summary,
+    to_iso,
 )
-from sidecar.store.upkeep import count_verify_steps
-from sidecar.store.upkeep import verify as find_differences
+from sidecar.store.explain_text import explain_lines, printable
+from sidecar.store.facts import FactOwner
+from sidecar.store.queries import find_sessions
+from sidecar.store.verify import Difference, Step, check, is_damage, plan
+from sidecar.store.verify import repair as repair_steps
 
 IMPORT_LINES = 200  # lines a transaction: small enough to let beacons of a running server in between
 FINDINGS_MAX = 100  # differences printed; the rest is counted
@@ -185,25 +192,84 @@ def ship(everything: bool, **given: Any) -> None:
         sys.exit(1)
 
 
+class _Findings:
+    """Prints differences, the first FINDINGS_MAX of them, and counts all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.repaired_count = 0
+
+    def say(self, difference: Difference) -> None:
+        self.count += 1
+        self.repaired_count += difference.repaired
+        if self.count <= FINDINGS_MAX:
+            click.echo(str(difference))
+
+    def end(self) -> None:
+        if self.count > FINDINGS_MAX:
+            click.echo(f"... and {self.count - FINDINGS_MAX} more")
+
+
 @cli.command()
+@click.option("--repair", is_flag=True, help="Derive again what differs, in one transaction, and say what changed.")
 @database_option
-def verify(**given: Any) -> None:
-    """Check the file, its links, and every derived column against the facts; exit 1 names each difference."""
+def verify(repair: bool, **given: Any) -> None:
+    """Check the file, its links, and all that is computed from facts; exit 1 names each difference."""
     settings = load_settings(**given)
     started = time.monotonic()
-    found = 0
+    findings = _Findings()
+    differing: list[Step] = []
+    damaged = False
     with closing(open_read_only(settings.database)) as conn, snapshot(conn):
-        with progress("verifying", count_verify_steps(conn)) as advance:
-            for difference in find_differences(conn, advance):
-                found += 1
-                if found <= FINDINGS_MAX:
-                    click.echo(str(difference))
+        steps = plan(conn)
+        with progress("verifying", len(steps)) as advance:
+            for step in steps:
+                for difference in check(conn, step):
+                    if differing[-1:] != [step]:
+                        differing.append(step)
+                    damaged = damaged or is_damage(difference)
+                    if not repair or is_damage(difference):
+                        findings.say(difference)
+                advance()
         sessions = conn.execute("SELECT count(*) FROM sessions").fetchone()[0]
-    if found > FINDINGS_MAX:
-        click.echo(f"... and {found - FINDINGS_MAX} more")
-    if found:
-        raise SidecarError(f"{found} differences in {settings.database}")
-    click.echo(f"{settings.database}: {sessions} sessions agree with their facts ({time.monotonic() - started:.1f} s)")
+    if repair and damaged:
+        findings.end()
+        raise SidecarError(f"{settings.database} is damaged, so nothing was derived from it: restore a backup")
+    if repair and differing:
+        with closing(open_database(settings.database)) as conn, immediate(conn):
+            for difference in repair_steps(conn, differing, now_ms()):
+                findings.say(difference)
+    findings.end()
+    left = findings.count - findings.repaired_count
+    if left:
+        raise SidecarError(f"{left} differences in {settings.database}{' cannot be repaired' if repair else ''}")
+    said = f"{findings.repaired_count} differences repaired, " if repair else ""
+    took = time.monotonic() - started
+    click.echo(f"{settings.database}: {said}{sessions} sessions agree with their facts ({took:.1f} s)")
+
+
+@cli.command("explain")
+@click.argument("session_id")
+@click.option("--site", help="The session of this site, where several have the id.")
+@click.option("--funnel", help="The session of this funnel, where several have the id.")
+@database_option
+def explain_session(session_id: str, site: str | None, funnel: str | None, **given: Any) -> None:
+    """Say of one session how each of its values came from its facts, and what was not taken."""
+    settings = load_settings(**given)
+    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+        found = find_sessions(conn, session_id, site, funnel)
+        if not found:
+            raise SidecarError(f"no session has the id {printable(session_id)!r}")
+        if len(found) > 1:
+            for row in found:
+                named = f"--site {shlex.quote(row['site'])} --funnel {shlex.quote(row['funnel_id'])}"
+                click.echo(f"{printable(named)}  ({to_iso(row['started_at'])})")
+            raise SidecarError(f"{len(found)} sessions have the id {printable(session_id)!r}: choose one of the above")
+        key = found[0]["session_key"]
+        document = read_summary(conn, key, now_ms(), settings.session_timeout_ms)
+        facts = read_facts(conn, key, FactOwner(document["site"], document["funnelId"], session_id))
+        for line in explain_lines(facts, document, read_arrivals(conn, key)):
+            click.echo(line)
 
 
 @cli.command()

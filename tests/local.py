@@ -14,7 +14,7 @@ from sidecar.model import Fact
 from sidecar.store.database import immediate, open_database, snapshot
 from sidecar.store.documents import export_lines, list_session_keys
 from sidecar.store.facts import Recording, record
-from sidecar.store.upkeep import verify
+from sidecar.store.verify import verify
 
 CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
 RULES = Rules(

@@ -35,6 +35,18 @@ def m0001_first(database: Database) -> None:
     _run_script(database.conn, _resource("store/migrations/0001_first.sql"))
 
 
+@migrations()
+def m0002_erasure(database: Database) -> None:
+    """Tombstones, also as lines of batches."""
+    _run_script(database.conn, _resource("store/migrations/0002_erasure.sql"))
+
+
+@migrations()
+def m0003_arrivals(database: Database) -> None:
+    """What was not taken of a session, and how often."""
+    _run_script(database.conn, _resource("store/migrations/0003_arrivals.sql"))
+
+
 def _resource(name: str) -> str:
     return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
 

@@ -26,6 +26,7 @@ from sidecar.model import (
     Page,
     VitalFact,
 )
+from sidecar.store.arrivals import note_arrivals
 from sidecar.store.database import Connection
 
 # Below this many facts a session cannot reach 16 MiB: an item is at most 16 KiB, its canonical form at most twice that.
@@ -486,6 +487,9 @@ def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     changed = stored.changed
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
+    if any(outcome is not Outcome.ACCEPTED for outcome, _ in stored.outcomes):
+        arrived = ((stored.sessions[fact[:3]].key, fact, at) for facts, at in recordings for _, fact in facts)
+        note_arrivals(conn, zip(arrived, (outcome for outcome, _ in stored.outcomes), strict=True))
     outcomes = iter(stored.outcomes)
     fresh = {owner for owner, session in stored.sessions.items() if session.is_new}
     results: list[Recorded] = []

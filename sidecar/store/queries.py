@@ -223,14 +223,53 @@ WHERE v.last_seen >= :now - :online AND EXISTS (
                          WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id)))"""
 
 
-def count_overview(conn: Connection, filters: Filters, now: int) -> dict[str, Any]:
+# `started_at` is the time of the first fact: where the first event is later, that was a vital, and the wait is between
+# the two. Where both have one time, the event comes first: no wait.
+_COUNT_PROVISIONAL = """
+WITH chosen AS MATERIALIZED (
+    SELECT s.provisional, s.revision,
+        (SELECT min(timestamp) FROM events WHERE session_key = s.session_key) - s.started_at AS wait_ms
+    FROM sessions AS s INDEXED BY sessions_by_start LEFT JOIN clients AS c ON c.client_key = s.first_client_key
+    WHERE c.bot IS NULL AND s.vitals_count > 0 AND s.started_at >= :since AND s.started_at < :until
+    AND s.funnel_key IN (SELECT funnel_key FROM funnels
+                         WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))),
+waits AS MATERIALIZED (SELECT wait_ms, row_number() OVER (ORDER BY wait_ms) AS place FROM chosen WHERE wait_ms > 0),
+counted AS MATERIALIZED (SELECT count(*) AS n FROM waits)
+SELECT
+    (SELECT total(provisional) FROM chosen) AS provisional,
+    (SELECT count(*) FROM chosen WHERE provisional AND NOT revision BETWEEN :now - :timeout AND :now + :timeout)
+        AS never_enriched,
+    (SELECT n FROM counted) AS enriched,
+    (SELECT avg(wait_ms) FROM waits, counted WHERE place IN ((n + 1) / 2, n / 2 + 1)) AS median_ms,
+    (SELECT wait_ms FROM waits, counted WHERE place = (95 * n + 99) / 100) AS p95_ms"""
+
+
+class Provisional(NamedTuple):
+    """Sessions that began with a web vital. Seconds are None where none of them has an event."""
+
+    sessions: int  # still without an event
+    never_enriched: int  # of these the finished ones: no event is to be expected any more
+    enriched: int  # got their first event after their first vital
+    median_s: float | None  # from the first vital to the first event
+    p95_s: float | None  # likewise, nearest rank
+
+
+def count_provisional(conn: Connection, filters: Filters, now: int, timeout_ms: int) -> Provisional:
+    """How sessions that began with a web vital went on, among those that started within the filters."""
+    row = next(rows(conn, _COUNT_PROVISIONAL, filters.bind() | {"now": now, "timeout": timeout_ms}))
+    waits = [None if row[name] is None else number(row[name] / 1000) for name in ("median_ms", "p95_ms")]
+    return Provisional(int(row["provisional"]), row["never_enriched"], row["enriched"], *waits)
+
+
+def count_overview(conn: Connection, filters: Filters, now: int, timeout_ms: int) -> dict[str, Any]:
     """The figures of the overview, by their JSON names, over the sessions that started within the filters.
 
     Rates are shares from 0 to 1, null without sessions; `conversionValue` is null where no session has one.
     `onlineVisitors` are of now (ms): visitors with a fact in the last five minutes, whatever `since` and `until` say;
-    a client's clock may be as far ahead.
+    a client's clock may be as far ahead. The last three are of sessions that began with a web vital (`Provisional`).
     """
     bound = filters.bind()
+    began = count_provisional(conn, filters, now, timeout_ms)
     row = next(rows(conn, _COUNT_SESSIONS, bound))
     sessions: int = row["sessions"]
     median = conn.execute(_MEDIAN_DURATION, bound | {"count": sessions}).fetchone()[0] if sessions else None
@@ -247,6 +286,9 @@ def count_overview(conn: Connection, filters: Filters, now: int) -> dict[str, An
         "bounceRate": _share(row["bounces"], sessions),
         "medianDurationSeconds": None if median is None else number(median),
         "onlineVisitors": conn.execute(_COUNT_ONLINE, bound | {"now": now, "online": ONLINE_MS}).fetchone()[0],
+        "timeToFirstEventMedianSeconds": began.median_s,
+        "timeToFirstEventP95Seconds": began.p95_s,
+        "neverEnrichedSessions": began.never_enriched,
     }
 
 

@@ -29,7 +29,7 @@ from sidecar.store.facts import (
 )
 
 _CHUNK = 1000  # keys compared in one step: progress moves, and memory stays flat
-_KINDS = ("file", "links", "pages", "clients", "campaigns", "facts", "sessions", "visitors")  # mending needs this order
+_KINDS = ("file", "links", "pages", "clients", "campaigns", "facts", "sessions", "visitors")  # each needs those before
 
 
 class Difference(NamedTuple):
@@ -108,7 +108,7 @@ def repair(conn: Connection, steps: Iterable[Step], now: int) -> Iterator[Differ
         waiting[step.kind][step] = None
         if step.kind == "facts":
             waiting["sessions"][step._replace(kind="sessions")] = None
-    for kind in _KINDS:
+    for kind in (*_KINDS[2:], *_KINDS[:2]):  # the file at last: a row that broke a rule may be mended by then
         for step in waiting[kind]:
             for difference, mend in list(_find(conn, step)):
                 if mend is None:
@@ -280,9 +280,9 @@ def _find_events(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
         if fact.click_ids != click_ids:
             yield _differing_fact("events", row[:2], "click_ids", fact.click_ids, click_ids)
         if fact.campaign != campaign:
-            said = [None if one is None else to_json(list(one)) for one in (fact.campaign, campaign)]
+            stored, expected = (one and to_json(list(one)) for one in (fact.campaign, campaign))
             mend = partial(_set_campaign, campaign, tuple(row[:2]))
-            yield _Finding(Difference("events", _name(row[:2]), "campaign_key", *said), mend)
+            yield _Finding(Difference("events", _name(row[:2]), "campaign_key", stored, expected), mend)
 
 
 @lru_cache(maxsize=4096)

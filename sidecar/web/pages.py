@@ -243,7 +243,7 @@ class Pages:
         return self._render(
             "sessions.html",
             listed=listed,
-            overview=count_overview(conn, filters, now),
+            overview=count_overview(conn, filters, now, self._context.session_timeout_ms),
             vitals=percentile_vitals(conn, filters),
             shipping=shipping,
             given={name: request.query_params.get(name, "") for name in ("site", "funnelId", "since", "until")},

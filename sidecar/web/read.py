@@ -165,7 +165,8 @@ class _Api:
         self._context = context
 
     def overview(self, conn: Connection, request: Request) -> Mapping[str, Any]:
-        return count_overview(conn, read_filters(request.query_params), self._context.clock())
+        filters = read_filters(request.query_params)
+        return count_overview(conn, filters, self._context.clock(), self._context.session_timeout_ms)
 
     def vitals(self, conn: Connection, request: Request) -> Mapping[str, Any]:
         return {"metrics": percentile_vitals(conn, read_filters(request.query_params))}

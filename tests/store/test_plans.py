@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.store import facts, upkeep
+from sidecar.store import facts, verify
 from sidecar.store.database import Connection, open_database, read_schema
 
 FACT_TABLES = ("web_vitals", "events", "sessions", "visitors", "anonymous_ids", "pages", "clients")
@@ -43,8 +43,8 @@ STATEMENTS = {
     **_VALUES,
     **_statements_of_trigger(),
     "bytes of a session": facts._SESSION_BYTES,
-    "verify sessions": upkeep._SESSIONS,
-    "verify visitors": upkeep._VISITORS,
+    "verify sessions": verify._SESSIONS,
+    "verify visitors": verify._VISITORS,
 }
 
 

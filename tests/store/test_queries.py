@@ -181,7 +181,7 @@ def test_an_id_is_found_in_every_site_and_funnel_that_has_it(path: Path, conn: C
 
 def test_figures_of_nothing(conn: Connection) -> None:
     assert not has_sessions(conn)
-    assert count_overview(conn, Filters(), START) == {
+    assert count_overview(conn, Filters(), START, TIMEOUT_MS) == {
         "visitors": 0,
         "sessions": 0,
         "provisionalSessions": 0,
@@ -219,7 +219,7 @@ def shop() -> list[Fact]:
 
 def test_the_overview_counts_people_and_no_bots(path: Path, conn: Connection) -> None:
     record_facts(path, shop())
-    assert count_overview(conn, Filters(), START + 5 * MINUTE + 4_000) == {
+    assert count_overview(conn, Filters(), START + 5 * MINUTE + 4_000, TIMEOUT_MS) == {
         "visitors": 3,
         "sessions": 5,
         "provisionalSessions": 1,
@@ -232,23 +232,23 @@ def test_the_overview_counts_people_and_no_bots(path: Path, conn: Connection) ->
         "medianDurationSeconds": 7,  # of 0 2 7 20 41
         "onlineVisitors": 2,  # eve's last fact is 5 min and 1 s old
     }
-    ads = count_overview(conn, Filters(funnel_id="ads"), START)
+    ads = count_overview(conn, Filters(funnel_id="ads"), START, TIMEOUT_MS)
     assert (ads["sessions"], ads["conversionRate"], ads["conversionValue"], ads["onlineVisitors"]) == (1, 1, None, 1)
-    later = count_overview(conn, Filters(since=START + 1_000, until=START + 2_001), START)
+    later = count_overview(conn, Filters(since=START + 1_000, until=START + 2_001), START, TIMEOUT_MS)
     assert (later["sessions"], later["medianDurationSeconds"]) == (2, 1)  # the middle between 0 and 2
     assert has_sessions(conn)
 
 
 def test_rates_have_six_decimals(path: Path, conn: Connection) -> None:
     record_facts(path, [event("a"), event("b"), event("c"), event("c", "purchase", at=1)])
-    figures = count_overview(conn, Filters(), START)
+    figures = count_overview(conn, Filters(), START, TIMEOUT_MS)
     assert (figures["conversionRate"], figures["bounceRate"]) == (0.333333, 0.666667)
 
 
 @pytest.mark.parametrize(("age_ms", "online"), [(0, 1), (300_000, 1), (300_001, 0), (-300_000, 1), (-300_001, 0)])
 def test_online_is_a_fact_in_the_last_five_minutes(path: Path, conn: Connection, age_ms: int, online: int) -> None:
     record_facts(path, [event("a", at=-MINUTE * 60, visitor="v"), vital("a", "LCP", 1, visitor="v")])
-    assert count_overview(conn, Filters(until=START - 1), START + age_ms)["onlineVisitors"] == online
+    assert count_overview(conn, Filters(until=START - 1), START + age_ms, TIMEOUT_MS)["onlineVisitors"] == online
 
 
 def test_vitals_are_rated_over_instances(path: Path, conn: Connection) -> None:

@@ -48,16 +48,19 @@ def test_page_view_goes_out_soon(site: Site, page: Page) -> None:
 
 def test_ipad_in_desktop_mode_is_a_tablet(site: Site, context: BrowserContext) -> None:
     context.add_init_script(
-        "Object.defineProperty(navigator, 'userAgent', {value: 'Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7)'});"
+        "Object.defineProperty(navigator, 'userAgent', {value: "
+        "'Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/17.5 Safari/605.1.15'});"
         "Object.defineProperty(navigator, 'maxTouchPoints', {value: 5})"
     )
     page = context.new_page()
     page.goto("/a")
     page.goto("about:blank")
     device = until(lambda: site.events("page_view"))[0]["context"]["device"]
-    assert (device["deviceType"], device["osName"]) == ("tablet", "iPadOS")
+    said = ("tablet", "iPadOS", "Mobile Safari", "17.5")
+    names = ("deviceType", "osName", "browserName", "browserVersion")
+    assert tuple(device[name] for name in names) == said
     vital = until(lambda: list(site.vitals().values()))[0]
-    assert (vital["deviceType"], vital["osName"]) == ("tablet", "iPadOS")
+    assert tuple(vital[name] for name in names) == said
 
 
 @pytest.mark.parametrize("with_navigation_api", [True, False])

@@ -52,7 +52,10 @@ def test_five_vitals_of_a_page_and_one_flush_when_it_is_left(site: Site, page: P
         assert 0 <= item["timestamp"] - view["timestamp"] < 10_000
     assert vitals["INP"]["value"] >= 100
     assert vitals["CLS"]["value"] == 0
-    assert sorted(item["seq"] for item in vitals.values()) == [1, 2, 3, 4, 5]
+    seqs = [item["seq"] for item in vitals.values()]
+    assert len(set(seqs)) == 5
+    assert min(seqs) == 1
+    assert max(seqs) <= 6  # INP is reported when it is measured and again, where it changed, when the page hides
     by_seq = sorted(vitals.values(), key=lambda item: int(item["seq"]))
     assert [item["timestamp"] for item in by_seq] == sorted(item["timestamp"] for item in by_seq)
 

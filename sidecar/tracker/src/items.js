@@ -11,13 +11,18 @@ const CLICK_IDS = /^(gclid|gbraid|wbraid|dclid|fbclid|msclkid|ttclid|twclid|li_f
 
 /** @typedef {import('./pages.js').View} View */
 
+/** How iPads name their browsers in a User-Agent; Safari gives its version after `Version/`. */
+const BROWSERS = { CriOS: 'Chrome Mobile iOS', FxiOS: 'Firefox iOS', EdgiOS: 'Edge Mobile', Version: 'Mobile Safari' };
+
 /**
  * Screen, language and time zone. Names of device, browser and system are the sidecar's work, except for an iPad in
- * desktop mode: its User-Agent is a Mac's, and only the touch screen, which no Mac has, gives it away.
+ * desktop mode: its User-Agent is a Mac's, and only the touch screen, which no Mac has, gives it away. The five count
+ * together, so that browser and version have to be said with the others.
  */
 function readDevice() {
   const { language, maxTouchPoints, userAgent } = navigator;
   const tablet = maxTouchPoints > 1 && /Macintosh/.test(userAgent);
+  const browser = tablet && /(CriOS|FxiOS|EdgiOS|Version)\/([\d.]+)/.exec(userAgent);
   let timezone;
   try {
     timezone = Intl.DateTimeFormat().resolvedOptions().timeZone;
@@ -31,6 +36,8 @@ function readDevice() {
     timezone,
     deviceType: tablet ? 'tablet' : undefined,
     osName: tablet ? 'iPadOS' : undefined,
+    browserName: browser ? BROWSERS[browser[1]] : undefined,
+    browserVersion: browser ? browser[2] : undefined,
   };
 }
 
@@ -128,7 +135,7 @@ export function eventItem({ funnel, name, session, time, properties, id, view })
 export function vitalItem({ funnel, metric, view, session, seq, now }) {
   // Never `location`: a report may come after the address has changed.
   const page = pageAt(metric.navigationURL || view.url);
-  const { screenWidth, screenHeight, deviceType, osName } = device();
+  const { screenWidth, screenHeight, deviceType, osName, browserName, browserVersion } = device();
   return {
     sessionId: session,
     anonymousId: visitorId(),
@@ -146,6 +153,8 @@ export function vitalItem({ funnel, metric, view, session, seq, now }) {
     screenHeight,
     deviceType,
     osName,
+    browserName,
+    browserVersion,
     gdpr: consent() || undefined,
     seq,
     timestamp: timeIn(session, now),
