@@ -75,14 +75,17 @@ class Writer:
 
     def submit(self, task: Task) -> None:
         """Queue a task. Raises UnavailableError when the queue is full or the writer is closing."""
+        self.submit_all([task])
+
+    def submit_all(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks, all or none. Raises UnavailableError when the queue is full or the writer is closing."""
         with self._wake:
             if self._closing:
                 raise UnavailableError("shutting down")
-            if len(self._queue) >= self._queue_max:
+            if len(self._queue) + len(tasks) > self._queue_max:
                 raise UnavailableError("the write queue is full", retry_after_s=1)
-            self._queue.append(task)
-            if len(self._queue) == 1:
-                self._wake.notify()
+            self._queue.extend(tasks)
+            self._wake.notify()
 
     def call(self, function: Callable[[Connection], Result]) -> Future[Result]:
         """Run one function of a connection in a transaction; its result, or what it raised, after COMMIT."""

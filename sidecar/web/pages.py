@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
@@ -21,8 +22,10 @@ from starlette.routing import Route
 from sidecar.canonical import to_json
 from sidecar.errors import SidecarError
 from sidecar.model import PLACEHOLDER_TTFB, Client, EventFact, Fact, VitalFact, rate
+from sidecar.store.arrivals import read_arrivals
 from sidecar.store.database import Connection, Error
-from sidecar.store.documents import from_iso, read_facts, to_iso
+from sidecar.store.documents import from_iso, read_facts, summary, to_iso
+from sidecar.store.explain import count_facts, explain, group_left_out
 from sidecar.store.facts import FactOwner
 from sidecar.store.queries import (
     PERCENTILE_METRICS,
@@ -168,6 +171,23 @@ def fact_entry(fact: Fact, started_at: int, clients: dict[Client, int]) -> dict[
     return entry | {"kind": "web vital", "name": fact.metric, "navigation_type": fact.navigation_type} | value
 
 
+def _tell(facts: Sequence[Fact], document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The derived values of a session as rows: `values` by name, their common rule, `facts` and `left_out` in words."""
+    numbers = {fact: place for place, fact in enumerate(facts, 1)}
+    told = []
+    for _, same in groupby(explain(facts, dict(document)), key=lambda one: (one.rule, one.facts, one.left_out)):
+        values = [*same]
+        told.append(
+            {
+                "values": [(one.name, one.value if isinstance(one.value, str) else to_json(one.value)) for one in values],
+                "rule": values[0].rule,
+                "facts": count_facts(numbers[fact] for fact in values[0].facts),
+                "left_out": group_left_out(values[0].left_out, numbers),
+            }
+        )
+    return told
+
+
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +292,8 @@ class Pages:
             entries=entries[offset:later],
             entries_count=len(entries),
             offset=offset,
+            explained=_tell(facts, summary(row, self._context.clock(), self._context.session_timeout_ms)),
+            arrivals=read_arrivals(conn, row["session_key"]),
             vitals_count={
                 m: sum(isinstance(f, VitalFact) and f.metric == m for f in facts) for m in PERCENTILE_METRICS
             },
