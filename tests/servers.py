@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx2
 
@@ -29,7 +30,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return kept | {f"SIDECAR_{name}": value for name, value in settings.items()}
 
 
-def sidecar(*arguments: str, stdin: bytes | None = None, **settings: str) -> subprocess.CompletedProcess[bytes]:
+def sidecar(*arguments: str, stdin: bytes | None = None, **settings: Any) -> subprocess.CompletedProcess[bytes]:
     """Run a command of the sidecar to its end."""
     return subprocess.run(
         [sys.executable, "-m", "sidecar", *arguments],
@@ -95,7 +96,7 @@ class Server:
         return httpx2.Client(base_url=self.url, headers={"User-Agent": CHROME}, timeout=30)
 
 
-def vital(session: str, metric: str = "LCP", value: float = 1200, **fields: object) -> dict[str, object]:
+def vital(session: str, metric: str = "LCP", value: float = 1200, /, **fields: Any) -> dict[str, object]:
     """A web vital as a browser sends it."""
     return {
         "sessionId": session,
@@ -108,7 +109,7 @@ def vital(session: str, metric: str = "LCP", value: float = 1200, **fields: obje
     }
 
 
-def event(session: str, name: str = "page_view", **fields: object) -> dict[str, object]:
+def event(session: str, name: str = "page_view", /, **fields: Any) -> dict[str, object]:
     """An event as a browser sends it."""
     return {
         "eventId": f"{name}-{session}",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -73,7 +74,7 @@ def test_a_missing_database_is_one_line(command: str, tmp_path: Path) -> None:
         ({"UPSTREAM_SECRET": "secret"}, "SIDECAR_UPSTREAM_SECRET=(hidden): must be whsec_ and base64"),
     ],
 )
-def test_a_wrong_setting_stops_the_start(settings: dict[str, str], line: str) -> None:
+def test_a_wrong_setting_stops_the_start(settings: dict[str, Any], line: str) -> None:
     """One line with the setting, the value and what is allowed; secrets are not shown."""
     done = sidecar("serve", **settings)
     assert done.returncode == 1
@@ -181,7 +182,7 @@ def test_ship_says_what_happened(filled: Path, tmp_path: Path) -> None:
     done = sidecar("ship", DATABASE=str(copy))
     assert (done.returncode, b"SIDECAR_UPSTREAM_URL is not set" in done.stderr) == (1, True)
     with Server(tmp_path / "upstream.db", RECEIVE_TOKEN="t") as upstream:
-        to = {"DATABASE": str(copy), "SITE": "default", "UPSTREAM_URL": f"{upstream.url}/api/sessions"}
+        to: dict[str, Any] = {"DATABASE": str(copy), "SITE": "default", "UPSTREAM_URL": f"{upstream.url}/api/sessions"}
         done = sidecar("ship", "--all", UPSTREAM_TOKEN="wrong", **to)
         assert (done.returncode, b"401" in done.stdout) == (1, True)
         done = sidecar("ship", "--all", UPSTREAM_TOKEN="t", **to)

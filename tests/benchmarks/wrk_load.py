@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import BenchmarkError, Server
+from tests.benchmarks.servers import BenchmarkError, Server
 
 # Bodies are joined from parts made beforehand (values, pages, the front of a session), so that wrk is not the limit.
 SCRIPT = r"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmdb_writer import MMDBWriter
@@ -91,7 +92,7 @@ def test_address_privacy(address: str | None, truncated: str | None) -> None:
     assert private_address("203.0.113.77", "full") == "203.0.113.77"
 
 
-def make_mmdb(path: Path, record: object) -> Path:
+def make_mmdb(path: Path, record: dict[str, Any]) -> Path:
     """A small file of our own with one network."""
     writer = MMDBWriter(ip_version=4, database_type="Test", languages=["en"])
     writer.insert_network(IPSet(["203.0.113.0/24"]), record)
@@ -99,7 +100,7 @@ def make_mmdb(path: Path, record: object) -> Path:
     return path
 
 
-RECORDS: list[tuple[object, Place]] = [
+RECORDS: list[tuple[dict[str, Any], Place]] = [
     (
         {
             "country": {"iso_code": "DE", "names": {"en": "Germany"}},
