@@ -24,25 +24,28 @@ from sidecar.demo import run as run_demo
 from sidecar.errors import SidecarError
 from sidecar.model import Outcome
 from sidecar.store.arrivals import read_arrivals
-from sidecar.store.database import immediate, open_database, open_read_only, snapshot
+from sidecar.store.database import empty_wal, immediate, open_database, open_read_only, rewrite, snapshot
 from sidecar.store.documents import (
     CSV_COLUMNS,
     csv_row,
     export_lines,
     from_iso,
     list_session_keys,
-    merge_lines,
     read_facts,
     read_summary,
     to_iso,
 )
+from sidecar.store.erasure import forget as erase_visitor
 from sidecar.store.explain_text import explain_lines, printable
 from sidecar.store.facts import FactOwner
+from sidecar.store.lines import export_tombstones, merge_lines
 from sidecar.store.queries import find_sessions
 from sidecar.store.verify import Difference, Step, check, is_damage, plan
 from sidecar.store.verify import repair as repair_steps
 
 IMPORT_LINES = 200  # lines a transaction: small enough to let beacons of a running server in between
+ID_MAX = 128  # characters of a visitor's id
+EMPTY_WAL_S = 5.0  # how long `forget` waits for readers of a running server
 FINDINGS_MAX = 100  # differences printed; the rest is counted
 
 
@@ -140,6 +143,7 @@ def export(form: str, since: int | None, until: int | None, funnel: str | None, 
                 for line in export_lines(conn, keys, now, timeout_ms):
                     stream.write(line + "\n")
                     advance()
+                stream.writelines(line + "\n" for line in export_tombstones(conn, since, until))
                 return
             table = csv.writer(stream, lineterminator="\n")
             table.writerow(CSV_COLUMNS)
@@ -236,9 +240,14 @@ def verify(repair: bool, **given: Any) -> None:
         findings.end()
         raise SidecarError(f"{settings.database} is damaged, so nothing was derived from it: restore a backup")
     if repair and differing:
-        with closing(open_database(settings.database)) as conn, immediate(conn):
+        with (
+            closing(open_database(settings.database)) as conn,
+            immediate(conn),
+            progress("repairing", None) as advance,
+        ):
             for difference in repair_steps(conn, differing, now_ms()):
                 findings.say(difference)
+                advance()
     findings.end()
     left = findings.count - findings.repaired_count
     if left:
@@ -270,6 +279,30 @@ def explain_session(session_id: str, site: str | None, funnel: str | None, **giv
         facts = read_facts(conn, key, FactOwner(document["site"], document["funnelId"], session_id))
         for line in explain_lines(facts, document, read_arrivals(conn, key)):
             click.echo(line)
+
+
+@cli.command()
+@click.argument("visitor_id")
+@click.option("--site", help="The visitor of this site [SIDECAR_SITE, default].")
+@database_option
+def forget(visitor_id: str, site: str | None, **given: Any) -> None:
+    """Erase a visitor: its sessions, web vitals and events. A tombstone refuses what comes later, and ships.
+
+    Writes the file anew, so that no copy is left in it: as much free disk is needed.
+    """
+    settings = load_settings(**given)
+    if not 1 <= len(visitor_id) <= ID_MAX:
+        raise click.BadParameter(f"must be 1 to {ID_MAX} characters", param_hint="VISITOR_ID")
+    if not settings.database.exists():
+        raise SidecarError(f"{settings.database}: no such database; `sidecar serve` makes one")
+    with closing(open_database(settings.database)) as conn:
+        with immediate(conn):
+            erased = erase_visitor(conn, site or settings.site, visitor_id, now_ms())
+        click.echo(f"erased {erased.sessions} sessions, {erased.web_vitals} web vitals, {erased.events} events")
+        rewrite(conn)
+        emptied = empty_wal(conn, EMPTY_WAL_S)
+    if not emptied:
+        raise SidecarError(f"{settings.database}-wal is being read and holds them still: run this again later")
 
 
 @cli.command()

@@ -35,9 +35,10 @@ from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
 from sidecar.ship.shipper import Shipper
 from sidecar.ship.sinks.http import HttpSink
-from sidecar.store.database import SQLITE_VERSION, file_bytes, open_database, open_read_only
+from sidecar.store.database import SQLITE_VERSION, empty_wal, file_bytes, open_database, open_read_only
 from sidecar.store.documents import to_iso
 from sidecar.store.outbox import set_destination
+from sidecar.store.queries import Filters, Provisional, count_provisional
 from sidecar.store.readers import Readers
 from sidecar.store.shipping import read_session_shipping, read_shipping, read_state
 from sidecar.store.upkeep import put_subaccounts, read_counts
@@ -226,6 +227,7 @@ def build(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
         writer.start()
+        writer.maintain(empty_wal)  # an end without order may have left what was erased in it
         if subaccounts:
             writer.call(lambda conn: put_subaccounts(conn, settings.site, subaccounts)).result()
         if shipper is None:
@@ -354,19 +356,29 @@ def ship_now(settings: Settings, *, everything: bool) -> tuple[str, bool]:
     return asyncio.run(work())
 
 
+def _describe_wait(began: Provisional) -> str:
+    if began.median_s is None:
+        return "no session began with a web vital and got an event"
+    return f"{began.median_s:g} s (median), {began.p95_s:g} s (p95) of {began.enriched} that began with a web vital"
+
+
 def describe_status(settings: Settings) -> list[tuple[str, str]]:
     """Label and text of each line of `sidecar status`. Raises StoreError."""
     with closing(open_read_only(settings.database)) as conn:
         counts = read_counts(conn)
+        began = count_provisional(conn, Filters(), now_ms(), settings.session_timeout_ms)
         shipping = read_shipping(conn, now_ms(), settings.session_timeout_ms)
     size = file_bytes(settings.database)
     lines = [
         ("database", f"{Path(settings.database).resolve()} ({size / 1e6:.1f} MB with its WAL)"),
         ("sqlite", SQLITE_VERSION),
         ("sessions", f"{counts['sessions']}, {counts['provisional']} provisional"),
+        ("provisional sessions", f"{began.sessions}, {began.never_enriched} finished without an event"),
+        ("first event after", _describe_wait(began)),
         ("visitors", str(counts["visitors"])),
         ("web vitals", str(counts["web_vitals"])),
         ("events", str(counts["events"])),
+        ("erased visitors", f"{shipping['tombstones']}, {shipping['waitingTombstones']} not told upstream yet"),
         ("last change", to_iso(counts["last_change"]) or "never"),
     ]
     reason = f": {shipping['reason']} (since {shipping['since']})" if shipping["reason"] else ""

@@ -12,8 +12,8 @@ from sidecar.ingest.place import NoPlaces
 from sidecar.ingest.wire import parse_events, parse_web_vitals
 from sidecar.model import Fact
 from sidecar.store.database import immediate, open_database, snapshot
-from sidecar.store.documents import export_lines, list_session_keys
 from sidecar.store.facts import Recording, record
+from sidecar.store.lines import export_all
 from sidecar.store.verify import verify
 
 CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
@@ -77,7 +77,7 @@ class LocalSidecar:
     def export(self) -> list[str]:
         """The lines of `sidecar export`."""
         with snapshot(self.conn):
-            return list(export_lines(self.conn, list_session_keys(self.conn), self.now, TIMEOUT_MS))
+            return list(export_all(self.conn, self.now, TIMEOUT_MS))
 
     def export_documents(self) -> list[dict[str, Any]]:
         """The documents of `sidecar export`, with `revision` 0 and `finished` false: what the law speaks of."""

@@ -21,7 +21,7 @@ import pytest
 from sidecar.store.database import immediate, open_database
 from tests.servers import Server, clean_environment, event, sidecar, vital
 
-COMMANDS = ["serve", "demo", "export", "import", "ship", "verify", "status"]
+COMMANDS = ["serve", "demo", "export", "forget", "import", "ship", "verify", "explain", "status"]
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +165,68 @@ def test_verify_names_each_difference(filled: Path, tmp_path: Path) -> None:
     assert b"differences in" in done.stderr
 
 
+def test_verify_repairs_what_it_can(filled: Path, tmp_path: Path) -> None:
+    """It says what changed and exits 0; the file is as it should be; a damaged one is left alone."""
+    copy = tmp_path / "copy.db"
+    exported = sidecar("export", DATABASE=str(filled)).stdout
+    sidecar("import", "-", stdin=exported, DATABASE=str(copy))
+    with closing(open_database(copy)) as conn:
+        conn.execute("UPDATE sessions SET avg_lcp = 7 WHERE session_id = 's-2'")
+        conn.execute("UPDATE web_vitals SET content_bytes = 1")
+    done = sidecar("verify", "--repair", DATABASE=str(copy))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "avg_lcp: was 7.0, is 1200.0" in done.stdout.decode()
+    assert "3 differences repaired, 3 sessions agree with their facts" in done.stdout.decode()
+    again = sidecar("verify", "--repair", DATABASE=str(copy))
+    assert b"0 differences repaired, 3 sessions agree" in again.stdout
+    without_revision = [
+        [{**json.loads(line), "revision": 0} for line in text.splitlines()]
+        for text in (exported, sidecar("export", DATABASE=str(copy)).stdout)
+    ]
+    assert without_revision[0] == without_revision[1]
+    with closing(open_database(copy)) as conn:
+        conn.execute("PRAGMA foreign_keys = OFF")
+        conn.execute("UPDATE events SET visitor_key = 99 WHERE session_key = 1")
+    done = sidecar("verify", "--repair", DATABASE=str(copy))
+    assert done.returncode == 1
+    assert b"points at no row of anonymous_ids" in done.stdout
+    assert b"is damaged, so nothing was derived from it: restore a backup" in done.stderr
+    assert sidecar("verify", "--repair", DATABASE=str(tmp_path / "none.db")).returncode == 1
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_explain_is_for_people(filled: Path, tmp_path: Path) -> None:
+    """Facts, values with rules, and what was not taken, in 100 columns; candidates where an id is not one session."""
+    said = sidecar("explain", "s-1", DATABASE=str(filled))
+    assert (said.returncode, said.stderr) == (0, b"")
+    lines = said.stdout.decode().splitlines()
+    assert lines[0] == "Session s-1"
+    assert all(len(line) <= 100 for line in lines)
+    assert "  avgLcp                1200" in lines
+    assert "  firstSource           news" in lines
+    done = sidecar("explain", "none", DATABASE=str(filled))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == ["sidecar: no session has the id 'none'"]
+    copy = tmp_path / "copy.db"
+    exported = sidecar("export", DATABASE=str(filled)).stdout
+    sidecar("import", "-", stdin=exported.replace(b'"s-3"', b'"s-1"'), DATABASE=str(copy))
+    done = sidecar("explain", "s-1", DATABASE=str(copy))
+    assert done.returncode == 1
+    candidates = done.stdout.decode().splitlines()
+    assert [line.split("  (")[0] for line in candidates] == [
+        "--site default --funnel default",
+        "--site default --funnel other",
+    ]
+    assert b"2 sessions have the id 's-1': choose one of the above" in done.stderr
+    assert sidecar("explain", "s-1", "--funnel", "other", DATABASE=str(copy)).returncode == 0
+
+
 def test_status_is_for_people(filled: Path) -> None:
     """Counts, the file, and what shipping says."""
     said = sidecar("status", DATABASE=str(filled)).stdout.decode()
     assert "sessions                3, 1 provisional" in said
+    assert "provisional sessions    1, 0 finished without an event" in said
+    assert "first event after       " in said
     assert "visitors                1" in said
     assert "nowhere (SIDECAR_UPSTREAM_URL is not set)" in said
     warned = sidecar("status", DATABASE=str(filled), UPSTREAM_URL="http://127.0.0.1:1/").stdout.decode()

@@ -25,6 +25,7 @@ from sidecar.ship.sinks import Answer, Sink, Verdict
 from sidecar.store import outbox, shipping
 from sidecar.store.database import Connection, open_read_only, snapshot
 from sidecar.store.outbox import Batch, Destination, Draft
+from sidecar.store.tombstones import ERASED
 from sidecar.store.writer import Writer
 
 LOCK_WAIT_S = 10.0
@@ -72,7 +73,10 @@ def settle(
 
 
 class Passed(NamedTuple):
-    """What one pass did. `confirmed`, `parked`: sessions; `requests`: attempts; `state`: of the destination, after."""
+    """What one pass did. `confirmed`, `parked`: sessions; `requests`: attempts; `state`: of the destination, after.
+
+    `erasures`: tombstones confirmed; a refused one counts as parked.
+    """
 
     requests: int
     batches: int
@@ -81,11 +85,14 @@ class Passed(NamedTuple):
     waiting: int
     state: str
     reason: str | None
+    erasures: int = 0
 
     @property
     def sentence(self) -> str:
         """One line for a person."""
         text = f"{self.confirmed} sessions shipped in {self.batches} batches ({self.requests} requests)"
+        if self.erasures:
+            text += f", {self.erasures} erasures told"
         if self.parked:
             text += f", {self.parked} parked"
         if self.waiting:
@@ -95,7 +102,7 @@ class Passed(NamedTuple):
 
 class _Tally:
     def __init__(self) -> None:
-        self.requests = self.batches = self.confirmed = self.parked = 0
+        self.requests = self.batches = self.confirmed = self.parked = self.erasures = 0
 
 
 class _Order(NamedTuple):
@@ -190,7 +197,8 @@ class Shipper:
             self._phase = "idle"
             await self._sink.close()
         waiting, state, reason = told["waitingSessions"], told["state"], told["reason"]
-        return Passed(tally.requests, tally.batches, tally.confirmed, tally.parked, waiting, state, reason)
+        done = (tally.requests, tally.batches, tally.confirmed, tally.parked)
+        return Passed(*done, waiting, state, reason, tally.erasures)
 
     async def _pass(self, *, by_hand: bool = False, begun: bool = False, include_unfinished: bool = False) -> _Tally:
         async with self._lock.held(self._lock_wait_s if by_hand else 0):
@@ -278,10 +286,14 @@ class Shipper:
         parked = 0
         if settlement.act is Act.CONFIRM:
             lines = range(batch.lines_count)
-            parked = sum(line in lines and reason != outbox.ERASED for line, reason in settlement.rejected.items())
+            parked = sum(line in lines and reason != ERASED for line, reason in settlement.rejected.items())
             tally.batches += 1
-            tally.confirmed += batch.lines_count - parked
-            self.confirmed_count += batch.lines_count - parked
+            confirmed = batch.lines_count - parked
+            if batch.holds_tombstones:
+                tally.erasures += confirmed
+            else:
+                tally.confirmed += confirmed
+                self.confirmed_count += confirmed
         elif settlement.act is Act.PARK:
             parked = 1
         tally.parked += parked

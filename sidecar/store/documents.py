@@ -42,6 +42,7 @@ from sidecar.store.facts import (
     read_vital,
     store_facts,
 )
+from sidecar.store.tombstones import Tombstone
 
 VERSION = 1
 SITE_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -206,6 +207,18 @@ def read_session(conn: Connection, session_key: int, now: int, timeout_ms: int) 
     return document
 
 
+def tombstone_object(tombstone: Tombstone) -> dict[str, Any]:
+    """A tombstone as it stands in a line."""
+    return {
+        "type": "tombstone",
+        "version": VERSION,
+        "site": tombstone.site,
+        "visitorHash": tombstone.visitor_hash,
+        "sessionHashes": sorted(tombstone.session_hashes),
+        "erasedAt": to_iso(tombstone.erased_at),
+    }
+
+
 def list_session_keys(
     conn: Connection, *, since: int | None = None, until: int | None = None, funnel_id: str | None = None
 ) -> Iterator[int]:
@@ -362,8 +375,8 @@ def _no_constant(name: str) -> float:
     raise DocumentError(f"{name} is no JSON")
 
 
-def read_document(line: str | bytes) -> Document:
-    """A session document from one line of JSON. Raises DocumentError with the reason."""
+def read_object(line: str | bytes) -> dict[str, Any]:
+    """One line of JSON. Raises DocumentError with the reason."""
     try:
         raw = json.loads(line, parse_constant=_no_constant)
         if not isinstance(raw, dict):
@@ -371,14 +384,22 @@ def read_document(line: str | bytes) -> Document:
         to_json(raw).encode()  # refuses what JSON can say and the store must not hold: 1e400, lone surrogates
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"not JSON: {error}") from None
-    if raw.get("type") != "session":
-        raise _fail("type", "session")
+    return raw
+
+
+def read_site(raw: dict[str, Any]) -> str:
+    """The site of an object of this version. Raises DocumentError."""
     if raw.get("version") != VERSION:
         raise _fail("version", str(VERSION))
     site = raw.get("site")
     if not isinstance(site, str) or not SITE_PATTERN.fullmatch(site):
         raise _fail("site", "1 to 64 of A-Z a-z 0-9 . _ -, not starting with a dot")
-    owner = FactOwner(site, _name(raw, "funnelId"), _name(raw, "sessionId"))
+    return site
+
+
+def read_document(raw: dict[str, Any]) -> Document:
+    """A session document from its object. Raises DocumentError with the reason."""
+    owner = FactOwner(read_site(raw), _name(raw, "funnelId"), _name(raw, "sessionId"))
     revision = _whole(raw, "revision", 0)
     if revision is None or revision == SAFE_INTEGER_MAX:
         raise _fail("revision", "an integer from 0 to 2^53-1")
@@ -454,17 +475,3 @@ def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, bool):
         return "true" if cell else "false"
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-
-def merge_lines(conn: Connection, lines: Sequence[bytes], now: int) -> list[LineResult]:
-    """Merge lines of JSON; a line that is no document is rejected with its reason. One result a line."""
-    results: list[LineResult | None] = []
-    documents: list[Document] = []
-    for line in lines:
-        try:
-            documents.append(read_document(line))
-            results.append(None)
-        except DocumentError as error:
-            results.append(LineResult(Outcome.REJECTED, str(error)))
-    merged = iter(merge_documents(conn, documents, now))
-    return [result or next(merged) for result in results]

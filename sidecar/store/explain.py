@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from math import fsum
+from math import copysign, fsum
 from typing import Any, NamedTuple
 
-from sidecar.canonical import number
+from sidecar.canonical import number, to_json
 from sidecar.model import (
     CONVERSION_EVENTS,
     NO_CLIENT,
@@ -115,7 +115,7 @@ def _visitor(facts: list[Fact], events: list[EventFact], document: dict[str, Any
     rules: list[tuple[str, str, list[Fact]]] = [
         (
             "displayName",
-            "traits.name, else traits.email, else the user id, else `Visitor #` and the last six characters of the id.",
+            "traits.name, else traits.email, else userId, else `Visitor #` and the last six characters of the id.",
             [*identifying],
         ),
         ("firstSeen", "The earliest start of all its sessions.", []),
@@ -216,7 +216,7 @@ def _average(metric: str, vitals: list[VitalFact]) -> Explained:
         left_out += [LeftOut(vital, "FID is in no average") for vital in vitals if vital.metric == "FID"]
     value = None
     if counted:
-        value = number(round(fsum(vital.value for vital in counted) / len(counted), 6))
+        value = _round(fsum(vital.value for vital in counted) / len(counted))
     rule = f"The mean of its {metric} reports, each instance once with its newest report."
     return Explained(_AVERAGES[metric], value, rule, [*counted], left_out)
 
@@ -264,6 +264,13 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _round(value: float) -> float:
+    """6 decimals, halves away from zero, by the very steps of schema.sql."""
+    if abs(value) >= 4e9:
+        return number(round(value, 6))
+    return number(int(value * 1e6 + copysign(0.5, value)) / 1e6)
+
+
 def _sum(events: list[EventFact], name: str) -> tuple[float | None, list[Fact], list[LeftOut]]:
     """The sum of a property, rounded to 6 decimals, the events that count in it, and those that do not."""
     amounts: list[float] = []
@@ -280,10 +287,15 @@ def _sum(events: list[EventFact], name: str) -> tuple[float | None, list[Fact], 
         else:
             amounts.append(float(amount))
             counted.append(event)
-    return (number(round(fsum(amounts), 6)) if amounts else None), counted, left_out
+    return (_round(fsum(amounts)) if amounts else None), counted, left_out
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
+
+
+def value_text(value: Any) -> str:
+    """A value as JSON, but a text as it is."""
+    return value if isinstance(value, str) else to_json(value)
 
 
 def count_facts(numbers: Iterable[int]) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from sidecar.canonical import number, to_json
+from sidecar.canonical import number
 from sidecar.model import Fact, VitalFact
 from sidecar.store.documents import fact_order, to_iso
-from sidecar.store.explain import Explained, count_facts, explain, group_left_out
+from sidecar.store.explain import Explained, count_facts, explain, group_left_out, value_text
 
 WIDTH = 100
-_NAME_WIDTH = 22
+_NAME_WIDTH = 24
 _VALUE_MAX = 300
 
 
@@ -48,17 +48,19 @@ def explain_lines(
     yield ""
     yield f"Not taken: {len(noted) or 'nothing'}" + (", the last first" if noted else "")
     for arrival in noted:
-        yield from textwrap.wrap(printable(_arrival_line(arrival)), width, initial_indent="  ", subsequent_indent="    ")
+        yield from textwrap.wrap(
+            printable(_arrival_line(arrival)), width, initial_indent="  ", subsequent_indent="    "
+        )
 
 
 def _fact_line(fact: Fact, place: int, started_at: int) -> str:
     kind, said = ("event", fact.name) if not isinstance(fact, VitalFact) else (fact.metric, _vital(fact))
     page = (fact.page and (fact.page.path or fact.page.url)) or ""
-    skewed = " clock skewed" if fact.clock_skewed else ""
+    if fact.clock_skewed:
+        page = f"(clock skewed) {page}"
     offset = f"+{(fact.timestamp - started_at) / 1000:.3f} s"
-    marks = f"{skewed}{' names a visitor' if fact.anonymous_id is not None else ''}"
-    line = f"  {f'#{place}':<7}{offset:>14}  {kind:<6}{shorten(said, 30):<31}{shorten(fact.id, 24):<25}"
-    return f"{line}{page}{marks}".rstrip()
+    head = f"  {f'#{place}':<7}{offset:>14}  {kind:<6}"
+    return f"{head}{shorten(said, 26):<27}{shorten(fact.id, 16):<17}{page}".rstrip()
 
 
 def _vital(fact: VitalFact) -> str:
@@ -71,9 +73,9 @@ def _value_lines(
 ) -> Iterator[str]:
     indent = " " * _NAME_WIDTH
     for one in same:
-        text = shorten(printable(_value_text(one.value)), _VALUE_MAX)
+        text = shorten(printable(value_text(one.value)), _VALUE_MAX)
         if one.name in document and document[one.name] != one.value:
-            text += f" (stored: {printable(_value_text(document[one.name]))}; see sidecar verify)"
+            text += f" (stored: {printable(value_text(document[one.name]))}; see sidecar verify)"
         head = f"  {one.name:<{_NAME_WIDTH - 2}}"
         yield from textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
     rule, facts, left_out = same[0].rule, same[0].facts, same[0].left_out
@@ -82,10 +84,6 @@ def _value_lines(
     for found, reason in group_left_out(left_out, numbers):
         text = f"Left out: {found}, {printable(reason)}."
         yield from textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
-
-
-def _value_text(value: Any) -> str:
-    return value if isinstance(value, str) else to_json(value)
 
 
 def _arrival_line(arrival: dict[str, Any]) -> str:

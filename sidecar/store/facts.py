@@ -28,6 +28,7 @@ from sidecar.model import (
 )
 from sidecar.store.arrivals import note_arrivals
 from sidecar.store.database import Connection
+from sidecar.store.tombstones import ERASED, find_erased
 
 # Below this many facts a session cannot reach 16 MiB: an item is at most 16 KiB, its canonical form at most twice that.
 _BYTES_CHECK_FROM = 500
@@ -483,6 +484,9 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
+    erased = find_erased(conn, [fact for facts, _ in recordings for _, fact in facts])
+    if erased:
+        return _record_others(conn, recordings, erased)
     stored = store_facts(conn, [fact for recording in recordings for _, fact in recording.facts])
     changed = stored.changed
     if changed:
@@ -509,3 +513,22 @@ def _opened(facts: list[tuple[int, Fact]], fresh: set[_Owner]) -> list[tuple[str
             if isinstance(fact, VitalFact):
                 opened.append((fact.funnel_id, fact.session_id))
     return opened
+
+
+def _record_others(conn: Connection, recordings: Sequence[Recording], erased: set[int]) -> list[Recorded]:
+    """Store what is not erased (by place among all facts of the group); the rest is rejected with that reason."""
+    places = iter(range(sum(len(facts) for facts, _ in recordings)))
+    kept: list[Recording] = []
+    refused: list[list[Judged]] = []
+    for facts, now in recordings:
+        is_erased = [next(places) in erased for _ in facts]
+        kept.append(Recording([fact for fact, gone in zip(facts, is_erased, strict=True) if not gone], now))
+        refused.append(
+            [
+                Judged(position, Outcome.REJECTED, ERASED)
+                for (position, _), gone in zip(facts, is_erased, strict=True)
+                if gone
+            ]
+        )
+    stored = record(conn, kept)
+    return [one._replace(judged=one.judged + gone) for one, gone in zip(stored, refused, strict=True)]

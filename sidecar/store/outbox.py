@@ -8,27 +8,35 @@ one write transaction (16 ms) that leaves out what has changed since. From then 
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from json import dumps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidecar.store.database import Connection
-from sidecar.store.documents import read_session, to_line
+from sidecar.store.documents import read_session, to_line, tombstone_object
+from sidecar.store.tombstones import ERASED, read_tombstone
 
 BATCH_BYTES_MAX = 32 * 1024 * 1024  # unpacked
 BATCHES_KEPT = 1000
 SIZE_REMEMBERED_MS = 24 * 3_600_000
-ERASED = "erased"  # a line refused with this reason counts as confirmed
 _WALK_FACTOR = 20  # candidates looked at for a line: those of other sites are passed over
 _FOR_EVER = 2**63 - 1
+_TOMBSTONE = b'{"type":"tombstone"'  # how the first line begins
 
 
 class Line(NamedTuple):
-    """One session document, up to a revision, as bytes without their line end."""
+    """A session document or a tombstone, up to a revision, as bytes without their line end. One of the keys is None."""
 
-    session_key: int
+    session_key: int | None
+    tombstone_key: int | None
     revision: int
     text: bytes
+
+    @property
+    def subject(self) -> tuple[int | None, int | None]:
+        """The session or tombstone that it is of."""
+        return self.session_key, self.tombstone_key
 
 
 class Draft(NamedTuple):
@@ -51,6 +59,11 @@ class Batch(NamedTuple):
     lines_count: int
     attempts: int
     claimed_at: int
+
+    @property
+    def holds_tombstones(self) -> bool:
+        """Whether its lines are tombstones; they never share a batch with documents."""
+        return zlib.decompressobj(wbits=31).decompress(self.body, len(_TOMBSTONE)) == _TOMBSTONE
 
 
 class Destination(NamedTuple):
@@ -109,6 +122,7 @@ def set_destination(conn: Connection, address: str | None, now: int) -> bool:
         _close(conn, batch_key, "dropped", "the destination has changed", now)
     conn.execute("DELETE FROM parked")
     conn.execute("UPDATE sessions SET shipped_revision = -1, shipped_at = NULL WHERE shipped_revision <> -1")
+    conn.execute("UPDATE tombstones SET shipped_revision = -1, refusal = NULL WHERE shipped_revision <> -1")
     conn.execute(_PUT_DESTINATION, (address, now))
     return True
 
@@ -147,10 +161,18 @@ SELECT s.session_key, s.revision, f.site FROM sessions AS s CROSS JOIN funnels A
 WHERE s.revision > s.shipped_revision AND s.revision > ?1 AND s.revision < ?2
 AND NOT EXISTS (SELECT 1 FROM batch_lines AS l WHERE l.session_key = s.session_key)
 ORDER BY s.revision"""
+_TOMBSTONES = """
+SELECT t.tombstone_key, t.revision, t.site FROM tombstones AS t WHERE t.revision > t.shipped_revision
+AND NOT EXISTS (SELECT 1 FROM batch_lines AS l WHERE l.tombstone_key = t.tombstone_key)
+ORDER BY t.revision LIMIT ?"""
 _STILL = """
-SELECT session_key, revision FROM sessions WHERE session_key IN (SELECT value FROM json_each(?))
+SELECT session_key, NULL, revision FROM sessions WHERE session_key IN (SELECT value FROM json_each(?1))
 AND revision > shipped_revision
-AND NOT EXISTS (SELECT 1 FROM batch_lines AS l WHERE l.session_key = sessions.session_key)"""
+AND NOT EXISTS (SELECT 1 FROM batch_lines AS l WHERE l.session_key = sessions.session_key)
+UNION ALL
+SELECT NULL, tombstone_key, revision FROM tombstones WHERE tombstone_key IN (SELECT value FROM json_each(?2))
+AND revision > shipped_revision
+AND NOT EXISTS (SELECT 1 FROM batch_lines AS l WHERE l.tombstone_key = tombstones.tombstone_key)"""
 _ADD_BATCH = """
 INSERT INTO batches (batch_id, address, site, state, body, body_bytes, lines_count, claimed_at)
 VALUES (?, ?, ?, 'open', ?, ?, ?, ?) RETURNING batch_key"""
@@ -190,22 +212,35 @@ def draft_batch(
 ) -> Draft | None:
     """The next batch, oldest revision first, of one site; None where nothing waits. Call it inside a snapshot.
 
+    Tombstones come first, in batches of their own: an erasure does not wait behind sessions, nor for them to finish.
     `ceiling`: unfinished sessions up to that revision as well. A batch closes at `lines_max` sessions or before
     `bytes_max` (unpacked); one larger session is a batch of its own.
     """
+    waiting = conn.execute(_TOMBSTONES, (_WALK_FACTOR * lines_max,)).fetchall()
+    if waiting:
+        graves = ((None, key, revision, site) for key, revision, site in waiting)
+        return _fill(graves, lambda _, key: to_line(tombstone_object(read_tombstone(conn, key))), lines_max, bytes_max)
     low, high = finished_ranges(now, timeout_ms)
     ranges = (low, high) if ceiling is None else ((-1, max(low[1], ceiling + 1)), high)
+    sessions = ((key, None, revision, site) for key, revision, site in _walk(conn, ranges, _WALK_FACTOR * lines_max))
+    return _fill(sessions, lambda key, _: to_line(read_session(conn, key, now, timeout_ms)), lines_max, bytes_max)
+
+
+def _fill(
+    candidates: Iterable[tuple[Any, Any, int, str]], write: Callable[[Any, Any], str], lines_max: int, bytes_max: int
+) -> Draft | None:
+    """A draft of the first candidates (session key, tombstone key, revision, site) of the first one's site."""
     lines: list[Line] = []
     batch_site, size = None, 0
-    for session_key, revision, site in _walk(conn, ranges, _WALK_FACTOR * lines_max):
+    for session_key, tombstone_key, revision, site in candidates:
         if batch_site not in (None, site):
             continue
         batch_site = site
-        text = to_line(read_session(conn, session_key, now, timeout_ms)).encode()
+        text = write(session_key, tombstone_key).encode()
         size += len(text) + 1
         if lines and size > bytes_max:
             break
-        lines.append(Line(session_key, revision, text))
+        lines.append(Line(session_key, tombstone_key, revision, text))
         if len(lines) == lines_max:
             break
     return None if batch_site is None else freeze(batch_site, lines)
@@ -229,8 +264,10 @@ def claim(conn: Connection, draft: Draft, *, address: str, batch_id: str, now: i
     destination = read_destination(conn)
     if destination is None or destination.address != address:
         return None
-    still = dict(conn.execute(_STILL, (dumps([line.session_key for line in draft.lines]),)).fetchall())
-    lines = [line for line in draft.lines if still.get(line.session_key) == line.revision]
+    subjects = zip(*(line.subject for line in draft.lines), strict=True)
+    wanted = [dumps([key for key in keys if key is not None]) for keys in subjects]
+    still = {(session, tombstone): revision for session, tombstone, revision in conn.execute(_STILL, wanted)}
+    lines = [line for line in draft.lines if still.get(line.subject) == line.revision]
     if not lines:
         return None
     if len(lines) < len(draft.lines):
@@ -242,8 +279,8 @@ def _open(conn: Connection, draft: Draft, address: str, batch_id: str, now: int)
     said = (batch_id, address, draft.site, draft.body, draft.body_bytes, len(draft.lines), now)
     batch_key = conn.execute(_ADD_BATCH, said).fetchone()[0]
     conn.executemany(
-        "INSERT INTO batch_lines (batch_key, line, session_key, revision) VALUES (?, ?, ?, ?)",
-        [(batch_key, number, line.session_key, line.revision) for number, line in enumerate(draft.lines)],
+        "INSERT INTO batch_lines (batch_key, line, session_key, tombstone_key, revision) VALUES (?, ?, ?, ?, ?)",
+        [(batch_key, number, *line.subject, line.revision) for number, line in enumerate(draft.lines)],
     )
     return Batch(batch_key, batch_id, draft.site, draft.body, draft.body_bytes, len(draft.lines), 0, now)
 
@@ -286,6 +323,15 @@ CROSS JOIN sessions AS s ON s.session_key = l.session_key
 WHERE true
 ON CONFLICT (session_key) DO UPDATE SET revision = excluded.revision, reason = excluded.reason,
     batch_id = excluded.batch_id, parked_at = excluded.parked_at, discarded_at = NULL"""
+_CONFIRM_TOMBSTONES = """
+UPDATE tombstones SET shipped_revision = max(shipped_revision, l.revision), refusal = NULL
+FROM batch_lines AS l WHERE l.batch_key = ?1 AND tombstones.tombstone_key = l.tombstone_key
+AND l.line NOT IN (SELECT value FROM json_each(?2))"""
+_REFUSE_TOMBSTONES = """
+UPDATE tombstones SET shipped_revision = max(shipped_revision, l.revision), refusal = refused.value
+FROM json_each(?2) AS refused
+CROSS JOIN batch_lines AS l ON l.batch_key = ?1 AND l.line = CAST(refused.key AS INTEGER)
+WHERE tombstones.tombstone_key = l.tombstone_key"""
 _SET_ASIDE = """
 UPDATE sessions SET shipped_revision = max(shipped_revision, l.revision)
 FROM batch_lines AS l WHERE l.batch_key = ?1 AND sessions.session_key = l.session_key
@@ -309,18 +355,21 @@ def _park_lines(conn: Connection, batch_key: int, refused: Mapping[int, str], no
     said = dumps(refused)
     conn.execute(_PARK, (batch_key, said, now))
     conn.execute(_SET_ASIDE, (batch_key, said))
+    conn.execute(_REFUSE_TOMBSTONES, (batch_key, said))
 
 
 def confirm(conn: Connection, batch_key: int, *, rejected: Mapping[int, str], answer: str, now: int) -> bool:
     """The destination has taken the batch: each session is shipped up to the revision in it, not its present one.
 
-    `rejected` (line -> reason) are parked; `erased` counts as confirmed. Of all but open batches the last 1,000 stay.
+    `rejected` (line -> reason) are parked (a tombstone keeps the reason itself and goes again when it changes or is
+    requeued); `erased` counts as confirmed. Of all but open batches the last 1,000 stay.
     """
     if not _is_open(conn, batch_key):
         return False
     refused = {line: reason for line, reason in rejected.items() if reason != ERASED}
     lines = dumps(list(refused))
     conn.execute(_CONFIRM, (batch_key, lines, now))
+    conn.execute(_CONFIRM_TOMBSTONES, (batch_key, lines))
     conn.execute(_UNPARK, (batch_key, lines))
     if refused:
         _park_lines(conn, batch_key, refused, now)
@@ -355,10 +404,10 @@ def split(conn: Connection, batch_key: int, *, make_id: Callable[[], str], answe
         return False
     body, site, address, claimed_at = row
     keys = conn.execute(
-        "SELECT session_key, revision FROM batch_lines WHERE batch_key = ? ORDER BY line", (batch_key,)
+        "SELECT session_key, tombstone_key, revision FROM batch_lines WHERE batch_key = ? ORDER BY line", (batch_key,)
     ).fetchall()
     texts = gzip.decompress(body).split(b"\n")[:-1]
-    lines = [Line(key, revision, text) for (key, revision), text in zip(keys, texts, strict=True)]
+    lines = [Line(session, grave, revision, text) for (session, grave, revision), text in zip(keys, texts, strict=True)]
     _close(conn, batch_key, "split", answer, now)
     middle = len(lines) // 2
     for half in (lines[:middle], lines[middle:]):
@@ -377,6 +426,12 @@ def requeue(conn: Connection, session_key: int) -> bool:
         (session_key,),
     )
     return bool(conn.execute("DELETE FROM parked WHERE session_key = ?", (session_key,)).rowcount)
+
+
+def requeue_tombstones(conn: Connection) -> int:
+    """Send the tombstones that the destination refused again; how many. There is no discarding them."""
+    sql = "UPDATE tombstones SET shipped_revision = -1, refusal = NULL WHERE refusal IS NOT NULL"
+    return int(conn.execute(sql).rowcount)
 
 
 def discard(conn: Connection, session_key: int, now: int) -> bool:
@@ -400,3 +455,25 @@ def release(conn: Connection, session_keys: Collection[int], now: int) -> int:
         _close(conn, batch_key, "dropped", "a session in it was erased", now)
     conn.execute("DELETE FROM parked WHERE session_key IN (SELECT value FROM json_each(?))", (keys,))
     return len(held)
+
+
+def release_naming(conn: Connection, site: str, texts: Collection[str], now: int) -> int:
+    """Drop every open batch of a site whose documents name one of these ids, also in what has changed since; how many.
+
+    Answers that quote one are forgotten, too.
+    """
+    wanted = [dumps(text, ensure_ascii=False).encode() for text in texts]
+    dropped = 0
+    held = conn.execute("SELECT batch_key FROM batches WHERE state = 'open' AND site = ?", (site,)).fetchall()
+    for (batch_key,) in held:
+        body = conn.execute("SELECT body FROM batches WHERE batch_key = ?", (batch_key,)).fetchone()[0]
+        plain = gzip.decompress(body)
+        if any(text in plain for text in wanted):
+            _close(conn, batch_key, "dropped", "a session in it was erased", now)
+            dropped += 1
+    conn.execute(
+        """UPDATE batches SET answer = NULL WHERE site = ?1 AND answer IS NOT NULL
+        AND EXISTS (SELECT 1 FROM json_each(?2) WHERE instr(answer, value) > 0)""",
+        (site, dumps(list(texts))),
+    )
+    return dropped

@@ -233,15 +233,17 @@ WITH chosen AS MATERIALIZED (
     WHERE c.bot IS NULL AND s.vitals_count > 0 AND s.started_at >= :since AND s.started_at < :until
     AND s.funnel_key IN (SELECT funnel_key FROM funnels
                          WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))),
-waits AS MATERIALIZED (SELECT wait_ms, row_number() OVER (ORDER BY wait_ms) AS place FROM chosen WHERE wait_ms > 0),
+waits AS MATERIALIZED (SELECT wait_ms FROM chosen WHERE wait_ms > 0),
 counted AS MATERIALIZED (SELECT count(*) AS n FROM waits)
 SELECT
     (SELECT total(provisional) FROM chosen) AS provisional,
     (SELECT count(*) FROM chosen WHERE provisional AND NOT revision BETWEEN :now - :timeout AND :now + :timeout)
         AS never_enriched,
     (SELECT n FROM counted) AS enriched,
-    (SELECT avg(wait_ms) FROM waits, counted WHERE place IN ((n + 1) / 2, n / 2 + 1)) AS median_ms,
-    (SELECT wait_ms FROM waits, counted WHERE place = (95 * n + 99) / 100) AS p95_ms"""
+    (SELECT avg(wait_ms) FROM (SELECT wait_ms FROM waits ORDER BY wait_ms
+        LIMIT (SELECT 2 - n % 2 FROM counted) OFFSET (SELECT max(n - 1, 0) / 2 FROM counted))) AS median_ms,
+    (SELECT wait_ms FROM waits ORDER BY wait_ms
+        LIMIT 1 OFFSET (SELECT (95 * max(n, 1) + 99) / 100 - 1 FROM counted)) AS p95_ms"""
 
 
 class Provisional(NamedTuple):

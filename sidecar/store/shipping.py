@@ -7,6 +7,7 @@ from typing import Any
 from sidecar.store.database import Connection, rows
 from sidecar.store.documents import to_iso
 from sidecar.store.outbox import finished_ranges, read_destination
+from sidecar.store.tombstones import read_counts as count_tombstones
 
 BATCHES_SHOWN = 20
 
@@ -36,7 +37,8 @@ def read_shipping(conn: Connection, now: int, timeout_ms: int) -> dict[str, Any]
     """All there is to say about shipping; call it inside a snapshot. Times ISO 8601, sizes in bytes.
 
     `waitingSessions` are finished and not confirmed, `oldestWaiting` is since when the first of them has not changed,
-    `unfinishedSessions` have something new that is not finished yet.
+    `unfinishedSessions` have something new that is not finished yet. `tombstones` are erasures in all, some of them
+    waiting to be told or refused by the destination.
     """
     destination = read_destination(conn)
     off = destination is None or destination.state == "off"
@@ -58,6 +60,7 @@ def read_shipping(conn: Connection, now: int, timeout_ms: int) -> dict[str, Any]
         "unfinishedSessions": unfinished,
         "confirmedSessions": total - waiting - unfinished - aside,
         "parkedSessions": parked,
+        **count_tombstones(conn),
         "batches": [
             {
                 "batchId": row["batch_id"],

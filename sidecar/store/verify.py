@@ -110,12 +110,15 @@ def repair(conn: Connection, steps: Iterable[Step], now: int) -> Iterator[Differ
             waiting["sessions"][step._replace(kind="sessions")] = None
     for kind in (*_KINDS[2:], *_KINDS[:2]):  # the file at last: a row that broke a rule may be mended by then
         for step in waiting[kind]:
+            last: _Mend | None = None
             for difference, mend in list(_find(conn, step)):
                 if mend is None:
                     yield difference
                     continue
-                for further in mend(conn, now):
-                    waiting[further.kind][further] = None
+                if mend is not last:  # one for all columns of a session
+                    for further in mend(conn, now):
+                        waiting[further.kind][further] = None
+                    last = mend
                 yield difference._replace(repaired=True)
 
 
@@ -351,10 +354,11 @@ def _compare(
     conn: Connection, table: str, sql: str, span: tuple[int, int], columns: tuple[str, ...], mend: Callable[..., Any]
 ) -> Iterator[_Finding]:
     for row in rows(conn, sql, span):
+        mend_row = partial(mend, row["key"])
         for column in columns:
             stored, expected = row[f"stored_{column}"], row[f"expected_{column}"]
             if stored != expected:
-                yield _Finding(Difference(table, str(row["key"]), column, stored, expected), partial(mend, row["key"]))
+                yield _Finding(Difference(table, str(row["key"]), column, stored, expected), mend_row)
 
 
 def _find_sessions(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:

@@ -44,6 +44,7 @@ class Writer:
     def __init__(self, conn: Connection, *, queue_max: int = QUEUE_MAX, group_max: int = GROUP_MAX) -> None:
         self._conn = conn
         self._queue: deque[Task] = deque()
+        self._chores: deque[Callable[[], None]] = deque()
         self._queue_max = queue_max
         self._group_max = group_max
         self._wake = threading.Condition()
@@ -102,6 +103,28 @@ class Writer:
         self.submit(Task(_one, function, settle))
         return future
 
+    def maintain(self, function: Callable[[Connection], Result]) -> Future[Result]:
+        """Run one function of the connection between groups, outside of any transaction. Beacons wait for its end.
+
+        Raises UnavailableError when the writer is closing.
+        """
+        future: Future[Result] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(self._conn))
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._wake:
+            if self._closing:
+                raise UnavailableError("shutting down")
+            self._chores.append(work)
+            self._wake.notify()
+        return future
+
     def close(self) -> None:
         """Finish what is queued, then close the connection."""
         with self._wake:
@@ -114,12 +137,16 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._queue and not self._closing:
+                while not self._queue and not self._chores and not self._closing:
                     self._wake.wait()
-                if not self._queue:
+                if not self._queue and not self._chores:
                     return
                 group = [self._queue.popleft() for _ in range(min(self._group_max, len(self._queue)))]
-            self._commit(group)
+                chores = [self._chores.popleft() for _ in range(len(self._chores))]
+            if group:
+                self._commit(group)
+            for chore in chores:
+                chore()
 
     def _commit(self, group: list[Task]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Beacons come in here: the two track routes, answered only after COMMIT.
+"""Beacons come in here: the track routes, answered only after COMMIT.
 
 An ASGI class in front of Starlette, not a route of it: with 64 connections a `Route` costs a quarter of the beacons a
 second that a process can take (tests/benchmarks/ingest.py).
@@ -23,8 +23,10 @@ from sidecar.ingest.enrich import Rules, Source, enrich
 from sidecar.ingest.wire import Item, parse_events, parse_web_vitals
 from sidecar.model import Fact, Outcome, Rejection
 from sidecar.store.facts import Recorded, Recording, record
+from sidecar.store.tombstones import ERASED
 from sidecar.store.upkeep import put_salt
 from sidecar.store.writer import Task, Writer
+from sidecar.web import forget
 from sidecar.web.gate import Gate
 
 BODY_MAX = 64 * 1024  # what Chromium's sendBeacon takes
@@ -156,23 +158,26 @@ class Mailbox:
 class SessionLog:
     """`creating session for web vital`, at most LINES_A_SECOND_MAX a second, then a count."""
 
-    def __init__(self) -> None:
-        self._second = 0
+    def __init__(self, call_later: Callable[[float, Callable[[], None]], object]) -> None:
+        self._call_later = call_later
         self._lines = 0
         self._left_out = 0
 
-    def say(self, opened: list[tuple[str, str]], now: int) -> None:
+    def say(self, opened: list[tuple[str, str]]) -> None:
         """One line a session that a web vital created; ids are shortened, so that a log is no list of visitors."""
         for funnel_id, session_id in opened:
-            if now // 1000 != self._second:
-                if self._left_out:
-                    log.info("creating sessions for web vitals", count=self._left_out)
-                self._second, self._lines, self._left_out = now // 1000, 0, 0
+            if not self._lines:
+                self._call_later(1.0, self._begin_second)
             self._lines += 1
             if self._lines <= LINES_A_SECOND_MAX:
                 log.info("creating session for web vital", funnel=funnel_id, session=f"{session_id[:8]}...")
             else:
                 self._left_out += 1
+
+    def _begin_second(self) -> None:
+        if self._left_out:
+            log.info("creating sessions for web vitals", count=self._left_out)
+        self._lines = self._left_out = 0
 
 
 class Collect:
@@ -186,7 +191,8 @@ class Collect:
         self._clock = clock
         self._mailbox: Mailbox | None = None
         self._salt = (-1, b"")
-        self._session_log = SessionLog()
+        self._session_log = SessionLog(lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call))
+        self._forget = forget.Forget(writer, rules.site)
         self.beacons: Counter[int] = Counter()  # answers by status
         self.items: Counter[str] = Counter()  # by outcome
 
@@ -197,7 +203,7 @@ class Collect:
             return
         parse = _PARSERS.get(scope["path"])
         headers: _Headers = dict(scope["headers"])
-        if parse is None:
+        if parse is None and scope["path"] != forget.PATH:
             if _too_large(scope, headers):
                 await _respond(send, _error(431, "headers are over 64 KiB"), [])
                 return
@@ -228,7 +234,7 @@ class Collect:
             (b"vary", b"Origin"),
         ]
 
-    async def _take(self, parse: Parse, scope: Scope, headers: _Headers, receive: Receive) -> Answer:
+    async def _take(self, parse: Parse | None, scope: Scope, headers: _Headers, receive: Receive) -> Answer:
         origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
         if not self._gate.allows_origin(origin):
             return _error(403, f"origin {origin} is not allowed")
@@ -237,6 +243,8 @@ class Collect:
         except BodyTooLargeError:
             return _error(413, f"body is over {BODY_MAX} bytes")
         try:
+            if parse is None:
+                return await self._erase(body, scope, headers)
             return await self._store(parse, body, scope, headers, origin)
         except MalformedBeaconError as error:
             return _error(400, str(error))
@@ -245,16 +253,28 @@ class Collect:
         except UnavailableError as error:
             return _error(503, str(error), (b"retry-after", str(error.retry_after_s).encode()))
 
+    def _find_address(self, scope: Scope, headers: _Headers) -> str | None:
+        peer = scope["client"][0] if scope["client"] else None
+        forwarded = _joined(scope, b"x-forwarded-for") if b"x-forwarded-for" in headers else None
+        return self._gate.find_address(peer, forwarded)
+
+    async def _erase(self, body: bytes, scope: Scope, headers: _Headers) -> Answer:
+        now = self._clock()
+        wait_s = self._gate.take(self._find_address(scope, headers), 1, now)
+        if wait_s:
+            return _too_many(wait_s)
+        erased = await self._forget.erase(forget.read_id(body), now)
+        deleted = {"sessions": erased.sessions, "webVitals": erased.web_vitals, "events": erased.events}
+        return Answer(200, _json({"success": True, "deleted": deleted}))
+
     async def _store(self, parse: Parse, body: bytes, scope: Scope, headers: _Headers, origin: str | None) -> Answer:
         now = self._clock()
         funnel = headers.get(b"x-funnel-id") or headers.get(b"x-aurea-funnel-id")
         items, rejected = parse(body, funnel.decode("utf-8", "replace")[:128] if funnel else None)
-        peer = scope["client"][0] if scope["client"] else None
-        forwarded = _joined(scope, b"x-forwarded-for") if b"x-forwarded-for" in headers else None
-        address = self._gate.find_address(peer, forwarded)
+        address = self._find_address(scope, headers)
         wait_s = self._gate.take(address, len(items) + len(rejected), now)
         if wait_s:
-            return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
+            return _too_many(wait_s)
         user_agent = headers.get(b"user-agent", b"").decode("latin-1")
         referer = headers[b"referer"].decode("latin-1") if b"referer" in headers else None
         do_not_track = headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1"
@@ -275,15 +295,12 @@ class Collect:
             return self._answer(recorded, rejected + refused.rejected + dropped)
         if refused.rejected and not rejected and not dropped:
             return _error(refused.status, refused.rejected[0].reason, rejected=_listed(refused.rejected))
-        if dropped and not rejected and not refused.rejected:
-            self.items["dropped"] += len(dropped)
-            return Answer(202, _json({"success": True, "stored": False, "reason": dropped[0].reason}))
         return self._nothing_stored(rejected + refused.rejected + dropped)
 
     def _answer(self, recorded: Recorded, rejected: list[Rejection]) -> Answer:
         counts = Counter(judged.outcome for judged in recorded.judged)
         rejected = rejected + [
-            Rejection(judged.position, judged.reason or "")
+            Rejection(judged.position, judged.reason or "", dropped=judged.reason == ERASED)
             for judged in recorded.judged
             if judged.outcome is Outcome.REJECTED
         ]
@@ -296,6 +313,9 @@ class Collect:
         return Answer(200, _stored(accepted, duplicate, superseded, rejected))
 
     def _nothing_stored(self, rejected: list[Rejection]) -> Answer:
+        if all(one.dropped for one in rejected):
+            self.items["dropped"] += len(rejected)
+            return Answer(202, _json({"success": True, "stored": False, "reason": rejected[0].reason}))
         self.items["rejected"] += len(rejected)
         first = min(rejected)
         text = first.reason if len(rejected) == 1 else f"every item was rejected; the first: {first.reason}"
@@ -306,7 +326,7 @@ class Collect:
             self._mailbox = Mailbox(asyncio.get_running_loop(), self._writer)
         recorded = await self._mailbox.send(Recording(facts, now))
         if recorded.opened:
-            self._session_log.say(recorded.opened, now)
+            self._session_log.say(recorded.opened)
         return recorded
 
     async def _read_salt(self, items: list[Item], now: int) -> bytes:
@@ -321,6 +341,10 @@ class Collect:
             fresh = secrets.token_bytes(32)
             self._salt = (day, await asyncio.wrap_future(self._writer.call(lambda conn: put_salt(conn, day, fresh))))
         return self._salt[1]
+
+
+def _too_many(wait_s: int) -> Answer:
+    return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
 
 
 def _listed(rejected: list[Rejection]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from sidecar.model import PLACEHOLDER_TTFB, Client, EventFact, Fact, VitalFact, 
 from sidecar.store.arrivals import read_arrivals
 from sidecar.store.database import Connection, Error
 from sidecar.store.documents import from_iso, read_facts, summary, to_iso
-from sidecar.store.explain import count_facts, explain, group_left_out
+from sidecar.store.explain import count_facts, explain, group_left_out, value_text
 from sidecar.store.facts import FactOwner
 from sidecar.store.queries import (
     PERCENTILE_METRICS,
@@ -179,7 +179,7 @@ def _tell(facts: Sequence[Fact], document: Mapping[str, Any]) -> list[dict[str, 
         values = [*same]
         told.append(
             {
-                "values": [(one.name, one.value if isinstance(one.value, str) else to_json(one.value)) for one in values],
+                "values": [(one.name, value_text(one.value)) for one in values],
                 "rule": values[0].rule,
                 "facts": count_facts(numbers[fact] for fact in values[0].facts),
                 "left_out": group_left_out(values[0].left_out, numbers),

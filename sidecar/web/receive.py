@@ -26,7 +26,8 @@ from sidecar.errors import DocumentError, ReceiptError, UnavailableError
 from sidecar.model import Outcome
 from sidecar.signing import is_fresh, read_secret, verify
 from sidecar.store.database import Connection
-from sidecar.store.documents import Document, merge_documents, read_document
+from sidecar.store.documents import LineResult
+from sidecar.store.lines import Line, merge, read_line, site_of
 from sidecar.store.writer import Writer
 
 PACKED_MAX = 16 * 1024 * 1024
@@ -42,11 +43,11 @@ Sites = frozenset[str] | None  # None: any
 
 
 class _Parcel(NamedTuple):
-    """A batch that arrived whole. `lines`: a document each, or why there is none."""
+    """A batch that arrived whole. `lines`: a document or tombstone each, or why there is none."""
 
     key: str
     digest: bytes
-    lines: list[Document | str]
+    lines: list[Line | str]
 
 
 class Receive:
@@ -209,11 +210,11 @@ def apply(conn: Connection, parcel: _Parcel, now: int) -> str | None:
     kept = conn.execute("SELECT digest, answer FROM receipts WHERE idempotency_key = ?", (parcel.key,)).fetchone()
     if kept is not None:
         return str(kept[1]) if kept[0] == parcel.digest else None
-    results = iter(merge_documents(conn, [line for line in parcel.lines if isinstance(line, Document)], now))
+    results = iter(merge(conn, [line for line in parcel.lines if not isinstance(line, str)], now))
     counts = dict.fromkeys((Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.SUPERSEDED), 0)
     rejected: list[dict[str, Any]] = []
     for index, line in enumerate(parcel.lines):
-        outcome, reason = next(results) if isinstance(line, Document) else (Outcome.REJECTED, line)
+        outcome, reason = LineResult(Outcome.REJECTED, line) if isinstance(line, str) else next(results)
         if outcome is Outcome.REJECTED:
             rejected.append({"index": index, "reason": (reason or "")[:REASON_MAX]})
         else:
@@ -226,14 +227,14 @@ def apply(conn: Connection, parcel: _Parcel, now: int) -> str | None:
     return answer
 
 
-def _read_line(text: bytes, sites: Sites) -> Document | str:
+def _read_line(text: bytes, sites: Sites) -> Line | str:
     try:
-        document = read_document(text)
+        line = read_line(text)
     except DocumentError as error:
         return str(error)
-    if sites is not None and document.owner.site not in sites:
+    if sites is not None and site_of(line) not in sites:
         return "site: not allowed to this token"
-    return document
+    return line
 
 
 def _read_digest(header: str | None) -> bytes | None:

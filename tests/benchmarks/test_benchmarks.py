@@ -36,3 +36,13 @@ def test_quick_round_fills_the_table() -> None:
     assert cells[0] == ["", "(a) no-op route", "(b) sidecar, FULL", "(c) look-then-insert"]
     assert tuple(row[0] for row in cells[2:]) == ROWS
     assert all(len(row) == 4 and all(row) for row in cells[2:])
+
+
+def test_a_small_file_is_verified() -> None:
+    """The benchmark of `sidecar verify` on few sessions: a full session refuses, and the file verifies."""
+    command = [sys.executable, str(SCRIPT.with_name("verify.py")), "--sessions", "20", "--large", "50", "--no-bounds"]
+    here = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the 10,001st fact: rejected session is full; a held one: duplicate" in done.stdout
+    assert "23 sessions agree with their facts" in done.stdout

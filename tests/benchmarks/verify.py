@@ -1,6 +1,6 @@
 """How long `sidecar verify` takes on a million facts, and what one more beacon costs a session that is large.
 
-    python tests/benchmarks/verify.py [--sessions 100000] [--facts 10] [--large 5000] [--file FILE]
+    python tests/benchmarks/verify.py [--sessions 100000] [--facts 10] [--large 5000] [--file FILE] [--no-bounds]
 
 Makes a file of `--sessions` sessions with `--facts` facts each (of ten, six are vitals), beside one session of
 `--large` facts and one that is full, through the same function that stores beacons. Then it measures
@@ -9,7 +9,8 @@ Makes a file of `--sessions` sessions with `--facts` facts each (of ten, six are
 - one more vital, COMMIT included (durability `full`): for the large session, and for one of ten facts
 - what becomes of the 10,001st fact of a session, and of the other items of its beacon
 
-Exit 0; 1 where a bound is missed. A file that is there already (`--file`) is used as it is.
+Exit 0; 1 where a bound is missed (but with `--no-bounds`), or where the file does not verify. A file that
+is there already (`--file`) is used as it is.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def main() -> int:
     parser.add_argument("--facts", type=int, default=10)
     parser.add_argument("--large", type=int, default=5000)
     parser.add_argument("--file", type=Path)
+    parser.add_argument("--no-bounds", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         database = given.file or Path(folder) / "verify.db"
@@ -146,13 +148,13 @@ def main() -> int:
         ]
         more = [make_vital("full", number, CLIENTS[1]) for number in (SESSION_FACTS_MAX, 0)]
         refused, repeated, other = store(conn, [*more, make_vital("new", 0, CLIENTS[0])])
-        print(f"the {SESSION_FACTS_MAX + 1:,}th fact: {refused}; a held one: {repeated}; of another session: {other}")
-        kept.append(refused == "rejected session is full" and repeated == "duplicate" and "rejected" not in other)
+        print(f"the {SESSION_FACTS_MAX + 1:,}st fact: {refused}; a held one: {repeated}; of another session: {other}")
+        sound = refused == "rejected session is full" and repeated == "duplicate" and "rejected" not in other
         conn.close()
         seconds, mebibytes, code = time_verify(database)
         kept.append(report("verify", seconds, VERIFY_MAX_S, "s"))
         kept.append(report("verify, memory", mebibytes, MEMORY_MAX_MIB, "MiB"))
-        return 0 if all(kept) and code == 0 else 1
+        return 0 if sound and code == 0 and (given.no_bounds or all(kept)) else 1
 
 
 if __name__ == "__main__":

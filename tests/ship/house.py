@@ -23,8 +23,8 @@ from sidecar.ship.shipper import Shipper
 from sidecar.ship.sinks import Answer, Sink, Verdict
 from sidecar.store import outbox, shipping
 from sidecar.store.database import Connection, open_database, open_read_only, snapshot
-from sidecar.store.documents import export_lines, list_session_keys
 from sidecar.store.facts import Recording, record
+from sidecar.store.lines import export_all
 from sidecar.store.outbox import Batch
 from sidecar.store.writer import Writer
 from sidecar.web.receive import Receive, Tokens
@@ -116,7 +116,7 @@ class House:
 
     def export(self) -> list[str]:
         """The lines of `export`."""
-        return self.read(lambda conn: [*export_lines(conn, list_session_keys(conn), self.now, TIMEOUT_MS)])
+        return self.read(lambda conn: [*export_all(conn, self.now, TIMEOUT_MS)])
 
 
 def documents(body: bytes) -> list[dict[str, Any]]:

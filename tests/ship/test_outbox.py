@@ -378,6 +378,9 @@ def test_what_is_said_about_shipping(house: House) -> None:
         "unfinishedSessions": 1,
         "confirmedSessions": 1,
         "parkedSessions": 0,
+        "tombstones": 0,
+        "waitingTombstones": 0,
+        "refusedTombstones": 0,
         "batches": [
             {"batchId": "b2", "site": "default", "lines": 1, "attempts": 0, "state": "open"}
             | {"claimedAt": at, "settledAt": None, "answer": None},

@@ -17,6 +17,7 @@ from sidecar.store.queries import (
     FilterError,
     Filters,
     count_overview,
+    count_provisional,
     find_sessions,
     find_visitors,
     has_sessions,
@@ -29,6 +30,7 @@ from sidecar.store.readers import Readers
 from tests.builders import BOT, START, event, record_facts, vital
 
 MINUTE = 60_000
+TIMEOUT_MS = 30 * MINUTE
 
 
 @pytest.fixture
@@ -193,6 +195,9 @@ def test_figures_of_nothing(conn: Connection) -> None:
         "bounceRate": None,
         "medianDurationSeconds": None,
         "onlineVisitors": 0,
+        "timeToFirstEventMedianSeconds": None,
+        "timeToFirstEventP95Seconds": None,
+        "neverEnrichedSessions": 0,
     }
     nothing = {"p75": None, "rating": None, "count": 0, "good": 0, "needsImprovement": 0, "poor": 0}
     assert percentile_vitals(conn, Filters()) == dict.fromkeys(("LCP", "INP", "CLS", "FCP", "TTFB"), nothing)
@@ -231,12 +236,65 @@ def test_the_overview_counts_people_and_no_bots(path: Path, conn: Connection) ->
         "bounceRate": 0.4,  # one: a page view and its end; five: a vital only. Four converted on its only page
         "medianDurationSeconds": 7,  # of 0 2 7 20 41
         "onlineVisitors": 2,  # eve's last fact is 5 min and 1 s old
+        "timeToFirstEventMedianSeconds": None,
+        "timeToFirstEventP95Seconds": None,
+        "neverEnrichedSessions": 0,
     }
     ads = count_overview(conn, Filters(funnel_id="ads"), START, TIMEOUT_MS)
     assert (ads["sessions"], ads["conversionRate"], ads["conversionValue"], ads["onlineVisitors"]) == (1, 1, None, 1)
     later = count_overview(conn, Filters(since=START + 1_000, until=START + 2_001), START, TIMEOUT_MS)
     assert (later["sessions"], later["medianDurationSeconds"]) == (2, 1)  # the middle between 0 and 2
     assert has_sessions(conn)
+
+
+def early(session_id: str, wait_ms: int, **said: Any) -> list[Fact]:
+    """A session whose first vital came so long before its first event."""
+    return [
+        vital(session_id, "LCP", 1, **said),
+        vital(session_id, "FCP", 1, at=1, **said),
+        event(session_id, at=wait_ms, **said),
+        event(session_id, at=wait_ms + 5_000, **said),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("waits_ms", "median_s", "p95_s"),
+    [
+        ([200], 0.2, 0.2),
+        ([3_000, 1_000], 2, 3),
+        ([5_000, 1_000, 2_500], 2.5, 5),
+        ([1_000, 4_000, 2_000, 3_001], 2.5005, 4),
+        ([n * 1_000 for n in range(20, 0, -1)], 10.5, 19),
+        ([n * 1_000 for n in range(21, 0, -1)], 11, 20),
+    ],
+)
+def test_how_long_the_first_event_took(
+    path: Path, conn: Connection, waits_ms: list[int], median_s: float, p95_s: float
+) -> None:
+    """Of sessions that began with a vital: not of others, not of bots, not where both have one time."""
+    for number, wait_ms in enumerate(waits_ms):
+        record_facts(path, early(f"s{number}", wait_ms))
+    record_facts(path, [event("event first"), vital("event first", "LCP", 1, at=90_000)])
+    record_facts(
+        path, [event("at once"), vital("at once", "LCP", 1), event("events only"), vital("vital only", "LCP", 1)]
+    )
+    record_facts(path, early("robot", 99_000, client=BOT))
+    assert count_provisional(conn, Filters(), START, TIMEOUT_MS) == (1, 0, len(waits_ms), median_s, p95_s)
+    figures = count_overview(conn, Filters(), START, TIMEOUT_MS)
+    assert (figures["timeToFirstEventMedianSeconds"], figures["timeToFirstEventP95Seconds"]) == (median_s, p95_s)
+
+
+def test_sessions_that_were_never_enriched_are_finished(path: Path, conn: Connection) -> None:
+    """Provisional, and unchanged for the timeout; a revision that far ahead of the clock counts as finished, too."""
+    record_facts(path, [vital("old", "LCP", 1), event("enriched"), vital("ad", "LCP", 1, at=9, funnel_id="ads")])
+    record_facts(path, [vital("fresh", "LCP", 1, at=10)], now=START + 10)
+    record_facts(path, [vital("ahead", "LCP", 1, at=11)], now=START + 3 * TIMEOUT_MS)
+    now = START + TIMEOUT_MS
+    assert count_provisional(conn, Filters(), now, TIMEOUT_MS)[:2] == (4, 1)
+    assert count_provisional(conn, Filters(), now + 1, TIMEOUT_MS)[:2] == (4, 3)
+    assert count_provisional(conn, Filters(funnel_id="ads"), now + 1, TIMEOUT_MS)[:2] == (1, 1)
+    assert count_provisional(conn, Filters(since=START + 10), now + 1, TIMEOUT_MS)[:2] == (2, 1)
+    assert count_overview(conn, Filters(), now + 1, TIMEOUT_MS)["neverEnrichedSessions"] == 3
 
 
 def test_rates_have_six_decimals(path: Path, conn: Connection) -> None:
@@ -293,6 +351,7 @@ def test_the_percentile_is_the_nearest_rank(path: Path, conn: Connection, count:
 
 BOUND = Filters(funnel_id="f").bind() | {"at": 0, "key": 0, "visitor_key": 1, "most": 1, "now": 0, "online": 1}
 BOUND |= {"session_id": "s", "anonymous_id": "v", "metric": "LCP", "good": 1, "fair": 2, "position": 0, "count": 1}
+BOUND |= {"timeout": 1}
 
 
 @pytest.mark.parametrize(
@@ -314,6 +373,8 @@ BOUND |= {"session_id": "s", "anonymous_id": "v", "metric": "LCP", "good": 1, "f
         ),
         (queries._COUNT_ONLINE, "SEARCH v USING COVERING INDEX visitors_by_last_seen (last_seen>?)"),
         (queries._COUNT_SESSIONS, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
+        (queries._COUNT_PROVISIONAL, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
+        (queries._COUNT_PROVISIONAL, "SEARCH events USING PRIMARY KEY (session_key=?)"),
         (queries._COUNT_VITALS, "SEARCH v USING PRIMARY KEY (session_key=? AND metric=?)"),
         (queries._VITAL_AT, "SEARCH v USING PRIMARY KEY (session_key=? AND metric=?)"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from uuid import uuid4
 import httpx2
 import pytest
 from sqlite_utils import Database
+from structlog.testing import capture_logs
 
 from sidecar.store.database import IntegrityError, open_database
+from sidecar.web.collect import SessionLog
 from tests.servers import CHROME, Server, event, vital
 
 VITALS = "/api/track/web-vitals"
@@ -178,6 +180,21 @@ def test_first_line_of_the_log(server: Server, client: httpx2.Client, session: s
     assert "creating session for web vital" in lines[0]
     assert f"session={session[:8]}..." in lines[0]
     assert session not in lines[0]
+
+
+def test_many_new_sessions_are_ten_lines_and_a_count() -> None:
+    """The log of a flood stays short, and nothing goes uncounted."""
+    waiting: list[tuple[float, Callable[[], None]]] = []
+    session_log = SessionLog(lambda delay_s, call: waiting.append((delay_s, call)))
+    with capture_logs() as lines:
+        session_log.say([("f", f"session-{number:03d}") for number in range(25)])
+        [(delay_s, begin_second)] = waiting
+        begin_second()
+        session_log.say([("f", "session-100")])
+    assert delay_s == 1.0
+    assert [line["event"] for line in lines].count("creating session for web vital") == 11
+    assert lines[10] == {"event": "creating sessions for web vitals", "count": 15, "log_level": "info"}
+    assert lines[11]["session"] == "session-..."
 
 
 def test_library_objects_without_a_session(server: Server, client: httpx2.Client) -> None:

@@ -174,15 +174,25 @@ def test_the_list_shows_sessions_and_figures(path: Path) -> None:
     assert "/visitors/ada?site=default" in page.links()
 
 
+def test_the_list_says_how_long_the_first_event_took(tmp_path: Path) -> None:
+    """And how many sessions never had one, where there are any."""
+    facts: list[Fact] = [vital("s", "LCP", 900), event("s", at=1_500), vital("lonely", "LCP", 900)]
+    path = record_facts(tmp_path / "sidecar.db", facts)
+    page = get(path, "/", now=START + 60 * MINUTE)
+    said = "Vital before event 1.5 s median wait, p95 1.5 s Never enriched 1 finished without an event Visitors"
+    assert said in page.text
+
+
 def test_tables_have_a_caption_and_scopes_and_scroll_by_themselves(path: Path) -> None:
-    for url in ("/", "/sessions/all", "/visitors/ada"):
+    for url, tables in (("/", 1), ("/sessions/all", 2), ("/visitors/ada", 1)):
         page = get(path, url)
         tags = [tag for tag, _ in page.tags]
-        assert tags.count("table") == tags.count("caption") == 1
+        assert tags.count("table") == tags.count("caption") == tables
         assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
-        before = page.tags[tags.index("table") - 1]
-        assert before[1]["class"] == "scroll"
-        assert before[1]["tabindex"] == "0"
+        for place in (place for place, tag in enumerate(tags) if tag == "table"):
+            before = page.tags[place - 1]
+            assert before[1]["class"] == "scroll"
+            assert before[1]["tabindex"] == "0"
 
 
 def test_paging_keeps_the_filters(path: Path) -> None:
@@ -267,17 +277,17 @@ def test_an_empty_dashboard_shows_the_tag(tmp_path: Path, headers: dict[str, str
 
 def test_a_session_shows_its_facts_in_order(path: Path) -> None:
     page = get(path, "/sessions/all", now=START + 3 * MINUTE)
-    facts = page.text.split("Navigation Marks ")[1]
+    facts = page.text.split("Navigation Marks ")[1].split(" Why it is so ")[0]
     assert facts == (
-        "2026-11-22 07:00:00.000 +0 ms event page_view /start "
-        "2026-11-22 07:00:00.900 +900 ms web vital LCP 2.6 s needs improvement /start navigate "
-        "2026-11-22 07:00:01.000 +1.0 s event user_identified "
+        "1 2026-11-22 07:00:00.000 +0 ms event page_view /start "
+        "2 2026-11-22 07:00:00.900 +900 ms web vital LCP 2.6 s needs improvement /start navigate "
+        "3 2026-11-22 07:00:01.000 +1.0 s event user_identified "
         '{"traits":{"name":"Ada L.","seats":[1,"é"]},"userId":"u-1"}'
         " / client 2 clock skewed "
-        "2026-11-22 07:00:05.000 +5.0 s web vital INP 90 ms good / navigate "
-        "2026-11-22 07:00:05.001 +5.0 s web vital CLS 0.30 poor / navigate "
-        "2026-11-22 07:00:06.000 +6.0 s web vital TTFB 0 ms good / back-forward-cache placeholder, in no average "
-        '2026-11-22 07:01:05.000 +1 min 5 s event purchase {"currency":"EUR","revenue":1234.5} /'
+        "4 2026-11-22 07:00:05.000 +5.0 s web vital INP 90 ms good / navigate "
+        "5 2026-11-22 07:00:05.001 +5.0 s web vital CLS 0.30 poor / navigate "
+        "6 2026-11-22 07:00:06.000 +6.0 s web vital TTFB 0 ms good / back-forward-cache placeholder, in no average "
+        '7 2026-11-22 07:01:05.000 +1 min 5 s event purchase {"currency":"EUR","revenue":1234.5} /'
     )
     for said in (
         "Visitor Ada L. Device Safari 17.5, iOS 17, mobile Place Lyon, France Address 192.0.2.0",
@@ -287,6 +297,33 @@ def test_a_session_shows_its_facts_in_order(path: Path) -> None:
         "TTFB – 1 reported Experience score 65 of 100",
     ):
         assert said in page.text
+
+
+def test_a_session_says_why_it_is_so(path: Path) -> None:
+    """Each value with its rule and its facts; those left out and why; open and shut without a script."""
+    page = get(path, "/sessions/all", now=START + 3 * MINUTE)
+    assert [tag for tag, _ in page.tags].count("details") >= 2
+    assert "script" not in [tag for tag, _ in page.tags]
+    why = page.text.split(" Why it is so ")[1]
+    for said in (
+        "startedAt 2026-11-22T07:00:00.000Z The time of the earliest fact. #1 endedAt",
+        "avgTtfb null The mean of its TTFB reports, each instance once with its newest report. "
+        "#6: a placeholder: no time is measured for back-forward-cache",
+        "deviceType mobile browserName Safari browserVersion 17.5 osName iOS osVersion 17 Of the first fact",
+        "Here: LCP needs-improvement -15, INP good, CLS poor -20. #2 #4-#5",
+        "What was not taken: nothing Nothing came twice, too old, or too late.",
+    ):
+        assert said in why, why
+
+
+def test_a_session_says_what_was_not_taken(tmp_path: Path) -> None:
+    """Repeats are counted, with when."""
+    path = tmp_path / "sidecar.db"
+    for minute in range(3):
+        record_facts(path, [vital("s", "LCP", 900)], now=START + minute * MINUTE)
+    page = get(path, "/sessions/s", now=START + 3 * MINUTE)
+    assert "What was not taken: 1" in page.text
+    assert page.text.endswith("Last First Times What became of it Fact 1 min ago 2 min ago 2 duplicate LCP v-LCP")
 
 
 def test_a_bot_is_named(path: Path) -> None:

@@ -62,6 +62,9 @@ def test_overview(path: Path) -> None:
         "bounceRate": 0.5,
         "medianDurationSeconds": 2.5,
         "onlineVisitors": 1,
+        "timeToFirstEventMedianSeconds": 0.02,
+        "timeToFirstEventP95Seconds": 0.02,
+        "neverEnrichedSessions": 0,
     }
 
 
