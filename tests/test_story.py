@@ -248,8 +248,8 @@ def rows_of(html: str) -> Counter[tuple[str, ...]]:
             unescape(re.sub(r"<[^>]*>", "", cell)).strip()
             for cell in re.findall(r"<t[dh]\b.*?</t[dh]>", row, re.DOTALL)
         ]
-        if len(cells) == 8 and cells[2] == "web vital":
-            rows.append((cells[3], cells[5], cells[6]))
+        if len(cells) == 9 and cells[3] == "web vital":
+            rows.append((cells[4], cells[6], cells[7]))
     return Counter(rows)
 
 
