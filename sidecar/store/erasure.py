@@ -151,6 +151,7 @@ def _erase(
     """Erase visitors (key -> id) and the sessions with the keys `chosen`; the hashes of erased sessions by visitor."""
     if not names and not chosen:
         return Erased(0, 0, 0), {}
+    conn.execute("PRAGMA secure_delete = ON")  # also freed pages are overwritten; it stays on for this connection
     keys = json.dumps(list(names))
     hashes: dict[int | None, set[str]] = {}
     gone: list[int] = []
