@@ -5,7 +5,7 @@ list of facts, by sorting. No SQL, no state but the facts, nothing shared with t
 
 Not modelled: answers of a whole beacon (status codes), DNT, consent, keys, rate limits, bots, GeoIP, erasure, the bound
 of 5.10, import, `revision` (always 0) and `finished` (always False), and the objects of the `web-vitals` library
-without a session (2.1; `NotImplementedError`, since their session is the product's own hash).
+without a session (2.1; `LookupError`, since their session is the product's own hash).
 
 Where the contract is silent or can be read in two ways, this module decides:
 
@@ -406,7 +406,7 @@ class Reference:
         named = [not missing(item.get(key)) for key in ("name", "value", "id")]
         unlinked = [missing(item.get(key)) for key in ("sessionId", "anonymousId", "timestamp")]
         if all(named) and all(unlinked):
-            raise NotImplementedError("objects of the web-vitals library without a session are not modelled")
+            raise LookupError("objects of the web-vitals library without a session are not modelled")
         session = identifier(item.get("sessionId"))
         url = present(item.get("pageUrl"), item.get("navigationURL"))
         if session is None or not isinstance(url, str):

@@ -89,6 +89,7 @@ def open_database(path: Path, *, durability: str = "full") -> Connection:
         if conn.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StoreError(f"{path}: the file system allows no WAL")
         conn.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        conn.execute("PRAGMA cache_size = -8000")  # KiB; the default of 2,000 cost a tenth of the beacons a second
         conn.execute("PRAGMA wal_autocheckpoint = 4000")  # pages; by 1000 the same pages are written back four times
         conn.execute("PRAGMA secure_delete = FAST")  # ON costs 7 % of the beacons a second; an erasure switches it on
         _migrate(conn, path)
