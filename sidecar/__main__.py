@@ -19,22 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sidecar import __version__
 from sidecar.app import build, describe_status, now_ms, run_server, ship_now
+from sidecar.canonical import from_iso, to_iso
 from sidecar.config import Settings, load_settings, setting_names
 from sidecar.demo import run as run_demo
 from sidecar.errors import SidecarError
 from sidecar.model import Outcome
 from sidecar.store.arrivals import read_arrivals
 from sidecar.store.database import empty_wal, immediate, open_database, open_read_only, rewrite, snapshot
-from sidecar.store.documents import (
-    CSV_COLUMNS,
-    csv_row,
-    export_lines,
-    from_iso,
-    list_session_keys,
-    read_facts,
-    read_summary,
-    to_iso,
-)
+from sidecar.store.documents import CSV_COLUMNS, csv_row, export_lines, list_session_keys, read_facts, read_summary
 from sidecar.store.erasure import forget as erase_visitor
 from sidecar.store.explain_text import explain_lines, printable
 from sidecar.store.facts import FactOwner

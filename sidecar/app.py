@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
+from sidecar.canonical import to_iso
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest.enrich import Rules
@@ -36,7 +37,6 @@ from sidecar.ingest.place import open_places
 from sidecar.ship.shipper import Shipper
 from sidecar.ship.sinks.http import HttpSink
 from sidecar.store.database import SQLITE_VERSION, empty_wal, file_bytes, open_database, open_read_only
-from sidecar.store.documents import to_iso
 from sidecar.store.outbox import set_destination
 from sidecar.store.queries import Filters, Provisional, count_provisional
 from sidecar.store.readers import Readers

@@ -6,6 +6,7 @@ JSON with sorted keys, no spaces, UTF-8, numbers as shortest round-trip (116.0 i
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from json.encoder import encode_basestring
@@ -28,6 +29,26 @@ CLIENT_FIELDS = (
     "city",
     "ipAddress",
 )  # in the order of model.Client
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_iso(at: int | None) -> str | None:
+    """`2026-11-22T07:00:00.000Z` of integer milliseconds since the epoch."""
+    if at is None:
+        return None
+    moment = _EPOCH + timedelta(milliseconds=at)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % 1000:03d}Z"
+
+
+def from_iso(text: Any) -> int:
+    """Milliseconds since the epoch of an ISO 8601 text (without a zone: UTC). Raises ValueError."""
+    if not isinstance(text, str):
+        raise ValueError("not an ISO 8601 time")
+    moment = datetime.fromisoformat(text)
+    since = (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
 def number(value: float) -> float:

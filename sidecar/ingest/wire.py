@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from hashlib import blake2b
 from math import isfinite
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from sidecar.canonical import to_json
+from sidecar.canonical import from_iso, to_json
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError
 from sidecar.model import METRICS, NAVIGATION_TYPES, SAFE_INTEGER_MAX, Page, Rejection
 
@@ -392,12 +391,9 @@ def read_timestamp(value: Any) -> int:
     """
     if isinstance(value, str):
         try:
-            moment = datetime.fromisoformat(value)
-            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-            since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+            return from_iso(value)
         except (ValueError, OverflowError):
             raise ItemError("timestamp: must be epoch milliseconds or ISO 8601") from None
-        return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ItemError("timestamp: must be epoch milliseconds or ISO 8601")
     if not abs(value) <= SAFE_INTEGER_MAX:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any, NamedTuple
 
 from sidecar.attribution import campaign_of, click_ids_of
-from sidecar.canonical import CLIENT_FIELDS, client_object, event_object, number, to_json, vital_object
+from sidecar.canonical import (
+    CLIENT_FIELDS,
+    client_object,
+    event_object,
+    from_iso,
+    number,
+    to_iso,
+    to_json,
+    vital_object,
+)
 from sidecar.errors import DocumentError
 from sidecar.model import (
     METRICS,
@@ -46,7 +54,6 @@ from sidecar.store.tombstones import Tombstone
 
 VERSION = 1
 SITE_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The scalar fields of a document after `visitor`: (name in the document, column of session_list), in document order.
 SCALARS = (
@@ -89,23 +96,6 @@ SCALARS = (
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def to_iso(at: int | None) -> str | None:
-    """`2026-11-22T07:00:00.000Z` of integer milliseconds since the epoch."""
-    if at is None:
-        return None
-    moment = _EPOCH + timedelta(milliseconds=at)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % 1000:03d}Z"
-
-
-def from_iso(text: Any) -> int:
-    """Milliseconds since the epoch of an ISO 8601 text (without a zone: UTC). Raises ValueError."""
-    if not isinstance(text, str):
-        raise ValueError("not an ISO 8601 time")
-    moment = datetime.fromisoformat(text)
-    since = (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
 def is_finished(revision: int, now: int, timeout_ms: int) -> bool:

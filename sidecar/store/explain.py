@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import copysign, fsum
 from typing import Any, NamedTuple
 
-from sidecar.canonical import number, to_json
+from sidecar.canonical import number, to_iso, to_json
 from sidecar.model import (
     CONVERSION_EVENTS,
     NO_CLIENT,
@@ -23,7 +23,7 @@ from sidecar.model import (
     VitalFact,
     rate,
 )
-from sidecar.store.documents import fact_order, to_iso
+from sidecar.store.documents import fact_order
 
 AMOUNT_MAX = 1e12  # of `revenue` and `activeTime`; what is greater is a mistake, and would hide all others in a sum
 NUMBERS_MAX = 12  # ranges of fact numbers in a line of text

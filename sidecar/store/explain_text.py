@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from sidecar.canonical import number
+from sidecar.canonical import number, to_iso
 from sidecar.model import Fact, VitalFact
-from sidecar.store.documents import fact_order, to_iso
+from sidecar.store.documents import fact_order
 from sidecar.store.explain import Explained, count_facts, explain, group_left_out, value_text
 
 WIDTH = 100

@@ -484,10 +484,11 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
-    erased = find_erased(conn, [fact for facts, _ in recordings for _, fact in facts])
+    everything = [fact for facts, _ in recordings for _, fact in facts]
+    erased = find_erased(conn, everything)
     if erased:
         return _record_others(conn, recordings, erased)
-    stored = store_facts(conn, [fact for recording in recordings for _, fact in recording.facts])
+    stored = store_facts(conn, everything)
     changed = stored.changed
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))

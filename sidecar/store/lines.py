@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from sidecar.canonical import from_iso
 from sidecar.errors import DocumentError
 from sidecar.model import Outcome
 from sidecar.store.database import Connection
@@ -14,7 +15,6 @@ from sidecar.store.documents import (
     Document,
     LineResult,
     export_lines,
-    from_iso,
     list_session_keys,
     merge_documents,
     read_document,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sidecar.canonical import to_iso
 from sidecar.store.database import Connection, rows
-from sidecar.store.documents import to_iso
 from sidecar.store.outbox import finished_ranges, read_destination
 from sidecar.store.tombstones import read_counts as count_tombstones
 

@@ -58,15 +58,18 @@ def _error(status: int, text: str, *headers: tuple[bytes, bytes], **more: Any) -
     return Answer(status, _json({"error": text, **more}), list(headers))
 
 
+def _listed(rejected: list[Rejection]) -> list[dict[str, Any]]:
+    return [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
+
+
 def _stored(accepted: int, duplicate: int, superseded: int, rejected: list[Rejection]) -> bytes:
-    listed = [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
     return _json(
         {
             "success": True,
             "accepted": accepted,
             "duplicate": duplicate,
             "superseded": superseded,
-            "rejected": listed,
+            "rejected": _listed(rejected),
         }
     )
 
@@ -346,10 +349,6 @@ class Collect:
 
 def _too_many(wait_s: int) -> Answer:
     return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
-
-
-def _listed(rejected: list[Rejection]) -> list[dict[str, Any]]:
-    return [{"index": r.position, "reason": r.reason} for r in sorted(rejected)]
 
 
 def _too_large(scope: Scope, headers: _Headers) -> bool:

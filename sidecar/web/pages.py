@@ -19,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from sidecar.canonical import to_json
+from sidecar.canonical import from_iso, to_iso, to_json
 from sidecar.errors import SidecarError
 from sidecar.model import PLACEHOLDER_TTFB, Client, EventFact, Fact, VitalFact, rate
 from sidecar.store.arrivals import read_arrivals
 from sidecar.store.database import Connection, Error
-from sidecar.store.documents import from_iso, read_facts, summary, to_iso
+from sidecar.store.documents import read_facts, summary
 from sidecar.store.explain import count_facts, explain, group_left_out, value_text
 from sidecar.store.facts import FactOwner
 from sidecar.store.queries import (

@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sidecar.canonical import from_iso
 from sidecar.errors import SidecarError, StoreError, UnavailableError
 from sidecar.store.database import Connection, Error
-from sidecar.store.documents import from_iso, read_session, summary, to_line, visitor_object
+from sidecar.store.documents import read_session, summary, to_line, visitor_object
 from sidecar.store.queries import (
     LIMIT_DEFAULT,
     LIMIT_MAX,
