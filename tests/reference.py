@@ -58,6 +58,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -161,6 +162,9 @@ def iso(time: int) -> str:
 
 def rounded(value: float) -> int | float:
     """At 6 decimals, halves away from zero (contract 5.3, 5.4)."""
+    # From 2**52 on, a double has no half left to add: Decimal knows what the digits are.
+    if abs(value) * 1e6 >= 2**52:
+        return tidy(float(Decimal(value).quantize(Decimal("0.000001"), ROUND_HALF_UP)))  # type: ignore[no-any-return]
     magnitude = math.floor(abs(value) * 1e6 + 0.5) / 1e6
     result: int | float = tidy(math.copysign(magnitude, value))
     return result

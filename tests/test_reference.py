@@ -370,6 +370,7 @@ def test_rounding() -> None:
     """0.0000025 is below its decimal in binary, times 1e6 it is 2.5 exactly: half away from zero."""
     assert [rounded(each) for each in (0.0000025, -0.0000025, 1 / 3, 2.0, -0.0)] == [3e-06, -3e-06, 0.333333, 2, 0]
     assert isinstance(rounded(2.0), int)
+    assert rounded(2e12 + 49.9) == 2e12 + 49.9  # times 1e6, a double has no place for its decimals
 
 
 def test_score(site: Site) -> None:

@@ -1,7 +1,8 @@
-"""A file of the first schema version, as its code left it, opened by this one: nothing is lost, and all goes on.
+"""A file of each earlier schema version, as its code left it, opened by this one: nothing is lost, and all goes on.
 
-`schema_0001_with_data.sql` is a dump of it: sessions of two sites, an identification, a parked session and an open
-batch. `schema_0001_export.ndjson` is what that version exported. Both stay as they are.
+`schema_0001_with_data.sql` is a dump of the first: sessions of two sites, an identification, a parked session and an
+open batch; 2 adds an erasure, 3 what was repeated and superseded. `schema_0001_export.ndjson` and so on are what those
+versions exported. All of them stay as they are: a new version adds a pair.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ from tests.builders import START
 from tests.store.test_database import shape
 
 HERE = Path(__file__).parent
+VERSIONS = [f"{number:04}" for number in range(1, len(migrations._migrations))]
 TIMEOUT_MS = 1_800_000
 LATER = START + 2 * TIMEOUT_MS
 
 
+def old_file(folder: Path, version: str) -> Path:
+    """A file as a version left it."""
+    old = folder / f"{version}.db"
+    with closing(Database(str(old)).conn) as conn:
+        conn.executescript((HERE / f"schema_{version}_with_data.sql").read_text(encoding="utf-8"))
+    return old
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The old file."""
-    old = tmp_path / "old.db"
-    with closing(Database(str(old)).conn) as conn:
-        conn.executescript((HERE / "schema_0001_with_data.sql").read_text(encoding="utf-8"))
-    return old
+    """The file of the first version."""
+    return old_file(tmp_path, "0001")
 
 
 def findings(conn: Connection) -> list[str]:
@@ -40,20 +47,25 @@ def findings(conn: Connection) -> list[str]:
         return [str(difference) for difference in verify(conn, lambda: None)]
 
 
-def test_the_export_is_the_same(path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_export_is_the_same(tmp_path: Path, version: str) -> None:
     """Byte for byte, and `verify` finds nothing."""
-    with closing(open_database(path)) as conn:
+    with closing(open_database(old_file(tmp_path, version))) as conn:
         names = [migration.name for migration in migrations.applied(Database(conn))]
         assert names == [migration.name for migration in migrations._migrations]
         with snapshot(conn):
             lines = list(export_all(conn, LATER, TIMEOUT_MS))
         assert findings(conn) == []
-    assert lines == (HERE / "schema_0001_export.ndjson").read_text(encoding="utf-8").splitlines()
+    assert lines == (HERE / f"schema_{version}_export.ndjson").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_schema_is_the_documented_one(path: Path, tmp_path: Path) -> None:
-    """Whichever version a file was made by."""
-    with closing(open_database(path)) as upgraded, closing(open_database(tmp_path / "new.db")) as new:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schema_is_the_documented_one(tmp_path: Path, version: str) -> None:
+    """Whichever version a file was made by; and the file was of that version."""
+    old = old_file(tmp_path, version)
+    with closing(Database(str(old)).conn) as before:
+        assert len(migrations.applied(Database(before))) == int(version)
+    with closing(open_database(old)) as upgraded, closing(open_database(tmp_path / "new.db")) as new:
         assert shape(upgraded) == shape(new)
         assert "CREATE TABLE tombstones" in read_schema()
 
