@@ -445,17 +445,18 @@ LEFT JOIN clients AS d ON d.client_key = s.device_client_key
 LEFT JOIN clients AS p ON p.client_key = s.place_client_key
 LEFT JOIN clients AS a ON a.client_key = s.address_client_key;
 
--- What was not taken of a session, for people who ask why: the last 20 facts that were repeated, reported older than held,
--- or refused because the session was full. A note: in no figure and no document, and `sidecar verify` does not look at it.
+-- What was not taken of a session, for people who ask why: the last 20 items that were repeated, reported older than held,
+-- or refused. A note: in no figure and no document, and `sidecar verify` does not look at it.
 CREATE TABLE arrivals (
     session_key INTEGER NOT NULL REFERENCES sessions (session_key) ON DELETE CASCADE,
     metric      TEXT NOT NULL,  -- '' of an event
-    id          TEXT NOT NULL,
+    id          TEXT NOT NULL,  -- '' where a refused item had none
     outcome     TEXT NOT NULL CHECK (outcome IN ('duplicate', 'superseded', 'rejected')),
+    reason      TEXT NOT NULL,  -- why it was rejected, else ''
     times       INTEGER NOT NULL DEFAULT 1,
     first_at    INTEGER NOT NULL,  -- by the clock of the sidecar, as last_at
     last_at     INTEGER NOT NULL,
-    PRIMARY KEY (session_key, metric, id, outcome)
+    PRIMARY KEY (session_key, metric, id, outcome, reason)
 ) STRICT, WITHOUT ROWID;
 
 -- One secret a day, for the ids of clients that send none. Yesterday's is forgotten, so those ids cannot be turned back.

@@ -150,9 +150,19 @@ class EventFact(NamedTuple):
 Fact = VitalFact | EventFact
 
 
+class Claim(NamedTuple):
+    """What a refused item said it was, as far as that could be read. `metric` is '' for an event, `id` '' for none."""
+
+    funnel_id: str | None
+    session_id: str
+    metric: str
+    id: str
+
+
 class Rejection(NamedTuple):
     """An item that is not stored, by its place in the beacon. `dropped` ones are left out on purpose (HTTP 202)."""
 
     position: int
     reason: str
     dropped: bool = False
+    claim: Claim | None = None

@@ -195,6 +195,28 @@ def test_verify_repairs_what_it_can(filled: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
 
 
+def test_explain_says_what_was_refused(tmp_path: Path) -> None:
+    """Also what was refused at the door; of an unknown session nothing is kept."""
+    with Server(tmp_path / "sidecar.db") as server, server.client() as client:
+        client.post("/api/track/web-vitals", content=json.dumps([vital("s-1"), vital("s-1", "CLS", -1)]))
+        answer = client.post("/api/track/web-vitals", content=json.dumps(vital("s-1", "CLS", -1)))
+        assert (answer.status_code, answer.json()["error"]) == (422, "value: must be >= 0")
+        assert client.post("/api/track/events", content=json.dumps(event("s-1", timestamp="soon"))).status_code == 422
+        assert client.post("/api/track/web-vitals", content=json.dumps(vital("s-2", "CLS", -1))).status_code == 422
+        dropped = client.post(
+            "/api/track/web-vitals", content=json.dumps(vital("s-1", "INP", -1)), headers={"Sec-GPC": "1"}
+        )
+        assert dropped.status_code == 422
+        assert "value: must be &gt;= 0" in client.get("/sessions/s-1").text
+        assert client.get("/api/sessions/s-2").status_code == 404
+        said = sidecar("explain", "s-1", DATABASE=str(server.database)).stdout.decode()
+    assert "CLS v6-CLS-s-1: rejected (value: must be >= 0) 2 times" in " ".join(said.split())
+    assert "event page_view-s-1: rejected (timestamp: must be epoch milliseconds or ISO 8601) once" in " ".join(
+        said.split()
+    )
+    assert "INP v6" not in said  # of who asks not to be tracked, nothing is noted
+
+
 def test_explain_is_for_people(filled: Path, tmp_path: Path) -> None:
     """Facts, values with rules, and what was not taken, in 100 columns; candidates where an id is not one session."""
     said = sidecar("explain", "s-1", DATABASE=str(filled))

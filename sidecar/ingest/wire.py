@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from sidecar.canonical import from_iso, to_json
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError
-from sidecar.model import METRICS, NAVIGATION_TYPES, SAFE_INTEGER_MAX, Page, Rejection
+from sidecar.model import METRICS, NAVIGATION_TYPES, SAFE_INTEGER_MAX, Claim, Page, Rejection
 
 ITEMS_MAX = 100
 ITEM_BYTES_MAX = 16 * 1024
@@ -256,7 +256,7 @@ def _read_items(
         try:
             items.append(read(index, _check_item(raw, surrogates, large), funnel))
         except ItemError as error:
-            rejected.append(Rejection(index, str(error)))
+            rejected.append(Rejection(index, str(error), claim=_read_claim(raw, funnel)))
     return items, rejected
 
 
@@ -284,6 +284,29 @@ def parse_events(body: bytes, funnel_id: str | None) -> tuple[list[Item], list[R
             funnel_id = named
         parsed = parsed["events"]
     return _read_items(body, parsed, surrogates, _read_event, funnel_id)
+
+
+def _read_claim(raw: Any, funnel_id: str | None) -> Claim | None:
+    """Whose a refused item would have been; None where it names no session."""
+    said = raw if isinstance(raw, dict) else {}
+    context = said.get("context")
+    of_event = context.get("session") if isinstance(context, dict) else None
+    texts = [
+        text if isinstance(text, str) and 0 < len(text) <= ID_MAX and _is_text(text) else None
+        for text in (
+            said.get("sessionId"),
+            of_event.get("sessionId") if isinstance(of_event, dict) else None,
+            said.get("funnelId"),
+        )
+    ]
+    session_id = texts[0] or texts[1]
+    if session_id is None:
+        return None
+    metric = str(said.get("metric") or said.get("name") or "").upper()
+    fact_id = _first_id(*(said.get(name) for name in ("id", "id_metric", "eventId"))) or ""
+    return Claim(
+        texts[2] or funnel_id, session_id, metric if metric in METRICS else "", fact_id if _is_text(fact_id) else ""
+    )
 
 
 # --- items -----------------------------------------------------------------------------------------------------------

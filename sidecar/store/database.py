@@ -54,6 +54,12 @@ def m0004_pages_by_time(database: Database) -> None:
     _run_script(database.conn, _resource("store/migrations/0004_pages_by_time.sql"))
 
 
+@migrations()
+def m0005_reasons(database: Database) -> None:
+    """A note of what was not taken says why."""
+    _run_script(database.conn, _resource("store/migrations/0005_reasons.sql"))
+
+
 def _resource(name: str) -> str:
     return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
 

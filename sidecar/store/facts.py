@@ -26,7 +26,7 @@ from sidecar.model import (
     Page,
     VitalFact,
 )
-from sidecar.store.arrivals import note_arrivals
+from sidecar.store.arrivals import Refused, arrival_of, find_refused, note_arrivals
 from sidecar.store.database import Connection
 from sidecar.store.tombstones import ERASED, find_erased
 
@@ -36,10 +36,11 @@ FULL = "session is full"
 
 
 class Recording(NamedTuple):
-    """One beacon's facts, each with its place in the beacon, and when it was received."""
+    """One beacon's facts, each with its place in the beacon, and when it was received. `refused` is only noted."""
 
     facts: list[tuple[int, Fact]]
     now: int
+    refused: tuple[Refused, ...] = ()
 
 
 class Judged(NamedTuple):
@@ -484,7 +485,7 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
-    everything = [fact for facts, _ in recordings for _, fact in facts]
+    everything = [fact for facts, _, _ in recordings for _, fact in facts]
     erased = find_erased(conn, everything)
     if erased:
         return _record_others(conn, recordings, erased)
@@ -493,12 +494,17 @@ def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
     if any(outcome is not Outcome.ACCEPTED for outcome, _ in stored.outcomes):
-        arrived = ((stored.sessions[fact[:3]].key, fact, at) for facts, at in recordings for _, fact in facts)
-        note_arrivals(conn, zip(arrived, (outcome for outcome, _ in stored.outcomes), strict=True))
+        arrived = ((stored.sessions[fact[:3]].key, fact, at) for facts, at, _ in recordings for _, fact in facts)
+        judged_all = zip(arrived, stored.outcomes, strict=True)
+        notes = [arrival_of(key, fact, *said, at) for (key, fact, at), said in judged_all if said[0] != "accepted"]
+        note_arrivals(conn, notes)
+    for recording in recordings:
+        if recording.refused:
+            note_arrivals(conn, find_refused(conn, recording.refused, recording.now))
     outcomes = iter(stored.outcomes)
     fresh = {owner for owner, session in stored.sessions.items() if session.is_new}
     results: list[Recorded] = []
-    for facts, _ in recordings:
+    for facts, _, _ in recordings:
         judged = [Judged(position, *next(outcomes)) for position, _ in facts]
         results.append(Recorded(judged, _opened(facts, fresh) if fresh else []))
     return results
@@ -518,12 +524,12 @@ def _opened(facts: list[tuple[int, Fact]], fresh: set[_Owner]) -> list[tuple[str
 
 def _record_others(conn: Connection, recordings: Sequence[Recording], erased: set[int]) -> list[Recorded]:
     """Store what is not erased (by place among all facts of the group); the rest is rejected with that reason."""
-    places = iter(range(sum(len(facts) for facts, _ in recordings)))
+    places = iter(range(sum(len(recording.facts) for recording in recordings)))
     kept: list[Recording] = []
     refused: list[list[Judged]] = []
-    for facts, now in recordings:
+    for facts, now, noted in recordings:
         is_erased = [next(places) in erased for _ in facts]
-        kept.append(Recording([fact for fact, gone in zip(facts, is_erased, strict=True) if not gone], now))
+        kept.append(Recording([fact for fact, gone in zip(facts, is_erased, strict=True) if not gone], now, noted))
         refused.append(
             [
                 Judged(position, Outcome.REJECTED, ERASED)

@@ -19,9 +19,10 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError, UnavailableError
-from sidecar.ingest.enrich import Rules, Source, enrich
+from sidecar.ingest.enrich import DEFAULT_FUNNEL, Rules, Source, enrich
 from sidecar.ingest.wire import Item, parse_events, parse_web_vitals
-from sidecar.model import Fact, Outcome, Rejection
+from sidecar.model import Outcome, Rejection
+from sidecar.store.arrivals import Refused
 from sidecar.store.facts import Recorded, Recording, record
 from sidecar.store.tombstones import ERASED
 from sidecar.store.upkeep import put_salt
@@ -290,13 +291,19 @@ class Collect:
             more_facts, more_dropped = enrich(trusted, source._replace(trusted=True), self._rules)
             facts = sorted(facts + more_facts, key=lambda fact: fact[0])
             dropped += more_dropped
+        noted = () if do_not_track and self._rules.respect_dnt else self._claimed(rejected)
         if facts:
-            recorded = await self._submit(facts, now)
+            recorded = await self._submit(Recording(facts, now, noted))
             nothing_else = not (rejected or refused.rejected or dropped)
             if nothing_else and len(recorded.judged) == 1 and recorded.judged[0].outcome is Outcome.ACCEPTED:
                 self.items["accepted"] += 1
                 return _ONE_ACCEPTED
             return self._answer(recorded, rejected + refused.rejected + dropped)
+        if noted:
+            try:
+                await self._submit(Recording([], now, noted))
+            except UnavailableError as error:  # the answer is the same without a note
+                log.debug("a refusal was not noted", reason=str(error))
         if refused.rejected and not rejected and not dropped:
             return _error(refused.status, refused.rejected[0].reason, rejected=_listed(refused.rejected))
         return self._nothing_stored(rejected + refused.rejected + dropped)
@@ -325,10 +332,20 @@ class Collect:
         text = first.reason if len(rejected) == 1 else f"every item was rejected; the first: {first.reason}"
         return _error(422, text, rejected=_listed(rejected))
 
-    async def _submit(self, facts: list[tuple[int, Fact]], now: int) -> Recorded:
+    def _claimed(self, rejected: list[Rejection]) -> tuple[Refused, ...]:
+        """What is noted of refusals: of a site that asks for consent nothing, for a refused item has none to show."""
+        if not rejected or self._rules.require_consent:
+            return ()
+        return tuple(
+            Refused(self._rules.site, claim.funnel_id or DEFAULT_FUNNEL, *claim[1:], reason)
+            for _, reason, _, claim in rejected
+            if claim is not None
+        )
+
+    async def _submit(self, recording: Recording) -> Recorded:
         if self._mailbox is None:
             self._mailbox = Mailbox(asyncio.get_running_loop(), self._writer)
-        recorded = await self._mailbox.send(Recording(facts, now))
+        recorded = await self._mailbox.send(recording)
         if recorded.opened:
             self._session_log.say(recorded.opened)
         return recorded

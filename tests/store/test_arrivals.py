@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.model import Fact, Outcome
 from sidecar.store import facts as facts_module
-from sidecar.store.arrivals import ARRIVALS_MAX, read_arrivals
+from sidecar.store.arrivals import ARRIVALS_MAX, Refused, read_arrivals
 from sidecar.store.database import Connection, immediate, open_database
 from sidecar.store.documents import read_session, to_line
 from sidecar.store.facts import Recording, record
@@ -41,9 +41,9 @@ def test_repeats_and_older_reports_are_noted_once_each(conn: Connection) -> None
     [key] = conn.execute("SELECT session_key FROM sessions WHERE session_id = 's'").fetchone()
     noted = [tuple(row.values()) for row in read_arrivals(conn, key)]
     assert noted == [
-        ("", "e-page_view-0", "duplicate", 1, START + 2, START + 2),
-        ("LCP", "v-LCP", "duplicate", 2, START + 1, START + 2),
-        ("LCP", "v-LCP", "superseded", 1, START + 1, START + 1),
+        ("", "e-page_view-0", "duplicate", "", 1, START + 2, START + 2),
+        ("LCP", "v-LCP", "duplicate", "", 2, START + 1, START + 2),
+        ("LCP", "v-LCP", "superseded", "", 1, START + 1, START + 1),
     ]
 
 
@@ -76,3 +76,21 @@ def test_documents_that_repeat_are_not_noted(conn: Connection) -> None:
     with immediate(conn):
         assert [result.outcome for result in merge_lines(conn, [line], START)] == ["duplicate"]
     assert conn.execute("SELECT count(*) FROM arrivals").fetchone() == (0,)
+
+
+def test_refused_items_are_noted_where_their_session_is_held(conn: Connection) -> None:
+    """With the reason and what the item said it was; a refusal alone makes no session."""
+    refused = (
+        Refused("default", "default", "s", "CLS", "c-1", "value: must be >= 0"),
+        Refused("default", "default", "s", "", "", "eventName: is required"),
+        Refused("default", "default", "nobody", "LCP", "l-1", "value: must be a number"),
+    )
+    with immediate(conn):
+        record(conn, [Recording([(1, vital("s", "LCP", 5))], START, refused)])
+    with immediate(conn):
+        assert record(conn, [Recording([], START + 5, refused[:1])])[0].judged == []
+    assert conn.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
+    assert [tuple(row.values()) for row in read_arrivals(conn, 1)] == [
+        ("CLS", "c-1", "rejected", "value: must be >= 0", 2, START, START + 5),
+        ("", "", "rejected", "eventName: is required", 1, START, START),
+    ]

@@ -159,7 +159,15 @@ def test_the_text_cannot_steer_a_terminal(tmp_path: Path) -> None:
         tmp_path / "s.db", [event("s\x1b[31m", "red\x1b[0m\n", page=Page("https://shop.test/\u202e", None, None))]
     )
     [(facts, document)] = read_all(path)
-    arrival = {"metric": "", "id": "x\x07", "outcome": "duplicate", "times": 2, "first_at": START, "last_at": START}
+    arrival = {
+        "metric": "",
+        "id": "x\x07",
+        "outcome": "duplicate",
+        "reason": "",
+        "times": 2,
+        "first_at": START,
+        "last_at": START,
+    }
     lines = [*explain_lines(facts, document | {"pageViews": 7}, [arrival])]
     assert all(line.isprintable() and len(line) <= 100 for line in lines)
     assert lines[0] == "Session s\\x1b[31m"

@@ -1,8 +1,8 @@
 """A file of each earlier schema version, as its code left it, opened by this one: nothing is lost, and all goes on.
 
 `schema_0001_with_data.sql` is a dump of the first: sessions of two sites, an identification, a parked session and an
-open batch; 2 adds an erasure, 3 what was repeated and superseded. `schema_0001_export.ndjson` and so on are what those
-versions exported. All of them stay as they are: a new version adds a pair.
+open batch; 2 adds an erasure, 3 (and 4) what was repeated and superseded. `schema_0001_export.ndjson` and so on are
+what those versions exported. All of them stay as they are: a new version adds a pair.
 """
 
 from __future__ import annotations
@@ -91,3 +91,13 @@ def test_an_erasure_of_what_came_before(path: Path) -> None:
         assert conn.execute("SELECT count(*) FROM parked").fetchone() == (0,)
         assert conn.execute("SELECT state FROM batches WHERE batch_id = 'b2'").fetchone() == ("dropped",)
         assert findings(conn) == []
+
+
+def test_notes_get_their_reason(tmp_path: Path) -> None:
+    """What was noted before notes had one."""
+    with closing(open_database(old_file(tmp_path, "0004"))) as conn:
+        notes = conn.execute("SELECT metric, id, outcome, reason, times FROM arrivals ORDER BY metric").fetchall()
+    assert notes == [
+        ("CLS", "v6-CLS-s-1", "superseded", "", 1),
+        ("LCP", "v6-LCP-s-1", "duplicate", "", 1),
+    ]
