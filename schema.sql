@@ -214,7 +214,7 @@ SELECT
     (SELECT CASE WHEN abs(x) < 4e9 THEN round(x * 1e6) / 1e6 ELSE round(x, 6) END + 0.0
      FROM (SELECT sum(json_extract(properties, '$.revenue')) + 0.0 AS x FROM events WHERE session_key = s.session_key
            AND event_name IN ('conversion', 'purchase', 'checkout_completed') AND json_type(properties, '$.revenue') IN ('integer', 'real')
-           AND abs(json_extract(properties, '$.revenue')) <= 1e12)) AS conversion_value,
+           AND json_extract(properties, '$.revenue') BETWEEN -1e12 AND 1e12)) AS conversion_value,
     (SELECT CASE json_type(properties, '$.currency') WHEN 'text' THEN nullif(json_extract(properties, '$.currency'), '') END
      FROM events WHERE session_key = s.session_key AND event_name IN ('conversion', 'purchase', 'checkout_completed')
      ORDER BY timestamp, event_id LIMIT 1) AS currency,
@@ -265,7 +265,7 @@ SELECT
     (SELECT CASE WHEN abs(x) < 4e9 THEN round(x * 1e6) / 1e6 ELSE round(x, 6) END + 0.0
      FROM (SELECT sum(json_extract(properties, '$.activeTime')) + 0.0 AS x FROM events WHERE session_key = s.session_key
            AND event_name = 'session_end' AND json_type(properties, '$.activeTime') IN ('integer', 'real')
-           AND abs(json_extract(properties, '$.activeTime')) <= 1e12)) AS active_seconds
+           AND json_extract(properties, '$.activeTime') BETWEEN -1e12 AND 1e12)) AS active_seconds
 FROM sessions AS s;
 
 -- The events that name a person, with the visitor of their session.
@@ -323,7 +323,7 @@ SELECT NULL AS sessions, NULL AS with_events, NULL AS moved, NULL AS visitors, N
 CREATE TRIGGER derive INSTEAD OF INSERT ON derivations
 BEGIN
     UPDATE sessions SET
-        revision = iif(NEW.now IS NULL, revision, max(revision + 1, NEW.now)),
+        revision = iif(NEW.now IS NULL, revision, min(max(revision + 1, NEW.now), 9007199254740991)),
         (vitals_count, avg_lcp, avg_inp, avg_cls, avg_fcp, avg_ttfb,
          ended_at, first_page_key, last_page_key, first_client_key, other_clients)
         = (SELECT
@@ -445,14 +445,14 @@ LEFT JOIN clients AS d ON d.client_key = s.device_client_key
 LEFT JOIN clients AS p ON p.client_key = s.place_client_key
 LEFT JOIN clients AS a ON a.client_key = s.address_client_key;
 
--- What was not taken of a session, for people who ask why: the last 20 items that were repeated, reported older than held,
--- or refused. A note: in no figure and no document, and `sidecar verify` does not look at it.
+-- What was not taken of a session, for people who ask why: the last 20 items that were repeated, superseded or refused.
+-- A note: in no figure and no document, and `sidecar verify` does not look at it.
 CREATE TABLE arrivals (
     session_key INTEGER NOT NULL REFERENCES sessions (session_key) ON DELETE CASCADE,
     metric      TEXT NOT NULL,  -- '' of an event
     id          TEXT NOT NULL,  -- '' where a refused item had none
     outcome     TEXT NOT NULL CHECK (outcome IN ('duplicate', 'superseded', 'rejected')),
-    reason      TEXT NOT NULL,  -- why it was rejected, else ''
+    reason      TEXT NOT NULL,  -- why it was rejected, what a superseded report said, or ''
     times       INTEGER NOT NULL DEFAULT 1,
     first_at    INTEGER NOT NULL,  -- by the clock of the sidecar, as last_at
     last_at     INTEGER NOT NULL,

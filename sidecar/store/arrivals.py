@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from json import dumps
 from typing import Any, NamedTuple
 
+from sidecar.canonical import number, to_iso
 from sidecar.model import Fact, Outcome, VitalFact
 from sidecar.store.database import Connection, rows
 
@@ -45,8 +46,12 @@ _Arrival = tuple[int, str, str, Outcome, str, int]  # session key, metric, id, o
 
 
 def arrival_of(session_key: int, fact: Fact, outcome: Outcome, reason: str | None, at: int) -> _Arrival:
-    """The note of a fact that was not accepted; `at` in ms."""
-    return session_key, fact.metric if isinstance(fact, VitalFact) else "", fact.id, outcome, reason or "", at
+    """The note of a fact that was not accepted, or of one that a newer report has replaced; `at` in ms."""
+    metric = fact.metric if isinstance(fact, VitalFact) else ""
+    if outcome is Outcome.SUPERSEDED:
+        value = f"{number(fact.value)} " if isinstance(fact, VitalFact) else ""
+        reason = f"{value}of {to_iso(fact.timestamp)}"
+    return session_key, metric, fact.id, outcome, reason or "", at
 
 
 def find_refused(conn: Connection, refused: Iterable[Refused], at: int) -> list[_Arrival]:

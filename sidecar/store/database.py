@@ -60,6 +60,12 @@ def m0005_reasons(database: Database) -> None:
     _run_script(database.conn, _resource("store/migrations/0005_reasons.sql"))
 
 
+@migrations()
+def m0006_numbers(database: Database) -> None:
+    """No number of a client is an error while deriving."""
+    _run_script(database.conn, _resource("store/migrations/0006_numbers.sql"))
+
+
 def _resource(name: str) -> str:
     return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
 

@@ -90,7 +90,9 @@ def explain(facts: Sequence[Fact], document: dict[str, Any]) -> list[Explained]:
 def _state(events: list[EventFact], vitals: list[VitalFact], document: dict[str, Any]) -> list[Explained]:
     finished = "Its facts have not changed for the session timeout (or its revision is that far ahead of the clock)."
     provisional = "It has web vitals and no event yet; the first event ends that."
+    funnel = "Of its funnel: from the settings, else from the document of the highest revision."
     return [
+        Explained("subaccountId", document["subaccountId"], funnel, [], []),
         Explained("finished", document["finished"], finished, [], []),
         Explained("provisional", not events, provisional, [*events[:1]] or [*vitals], []),
     ]
@@ -181,6 +183,11 @@ def _source(events: list[EventFact]) -> list[Explained]:
         for name in ("source", "medium", "campaign"):
             value = getattr(campaign, name)
             explained.append(Explained(f"{which}{name.capitalize()}", value, rule.format(which), [*used], []))
+    clicked = [event for event in events if event.click_ids is not None]
+    clicks = "Of the {} event with click ids, its own or those of its page address: as a set."
+    for which, picked in (("first", clicked[:1]), ("last", clicked[-1:])):
+        said = json.loads(picked[0].click_ids or "null") if picked else None
+        explained.append(Explained(f"{which}ClickIds", said, clicks.format(which), [*picked], []))
     return explained
 
 

@@ -87,8 +87,8 @@ def _value_lines(
 
 
 def _arrival_line(arrival: dict[str, Any]) -> str:
-    words = {"duplicate": "was there already", "superseded": "older than what is held"}
+    words = {"duplicate": "was there already", "superseded": "there is a newer report", "rejected": ""}
     times = "once" if arrival["times"] == 1 else f"{arrival['times']} times, first {to_iso(arrival['first_at'])}"
     fact = f"{arrival['metric'] or 'event'} {shorten(arrival['id'], 40) or '(no id)'}"
-    why = arrival["reason"] or words[arrival["outcome"]]
+    why = ": ".join(filter(None, (arrival["reason"], words[arrival["outcome"]])))
     return f"{fact}: {arrival['outcome']} ({why}) {times}, last {to_iso(arrival['last_at'])}"

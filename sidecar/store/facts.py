@@ -317,10 +317,14 @@ class _Session:
 
 
 class Stored(NamedTuple):
-    """What a merge did: an outcome and reason a fact, and the sessions it touched, by (site, funnel, session) ids."""
+    """What a merge did: an outcome and reason a fact, and the sessions it touched, by (site, funnel, session) ids.
+
+    `replaced`: (session key, report that was held, its place in the merge) of facts that got a newer one.
+    """
 
     outcomes: list[tuple[Outcome, str | None]]
     sessions: dict[_Owner, _Session]
+    replaced: list[tuple[int, Fact, int]]
 
     @property
     def changed(self) -> list[_Session]:
@@ -420,6 +424,7 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
     held = _find_held(conn, identities, sessions)
     outcomes: list[tuple[Outcome, str | None]] = []
     winners: dict[_Identity, _Winner] = {}
+    replaced: list[tuple[int, Fact, int]] = []
     for fact, session, identity in zip(facts, sessions, identities, strict=True):
         before = held.get(identity)
         outcome = judge(fact, before, dated_by_arrival=dated_by_arrival)
@@ -434,12 +439,13 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
                     session.bytes_count += size
             else:
                 session.replace(before)
+                replaced.append((session.key, before, len(outcomes)))
             held[identity] = fact
             winners[identity] = (fact, size, session)
         outcomes.append((outcome, None))
     if winners:
         _write(conn, winners)
-    return Stored(outcomes, by_owner)
+    return Stored(outcomes, by_owner, replaced)
 
 
 _Winner = tuple[Fact, int, _Session]  # with the size of its canonical content
@@ -493,10 +499,14 @@ def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     changed = stored.changed
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
-    if any(outcome is not Outcome.ACCEPTED for outcome, _ in stored.outcomes):
+    if stored.replaced or any(outcome is not Outcome.ACCEPTED for outcome, _ in stored.outcomes):
         arrived = ((stored.sessions[fact[:3]].key, fact, at) for facts, at, _ in recordings for _, fact in facts)
         judged_all = zip(arrived, stored.outcomes, strict=True)
         notes = [arrival_of(key, fact, *said, at) for (key, fact, at), said in judged_all if said[0] != "accepted"]
+        times = [recording.now for recording in recordings for _ in recording.facts]
+        notes += [
+            arrival_of(key, before, Outcome.SUPERSEDED, None, times[place]) for key, before, place in stored.replaced
+        ]
         note_arrivals(conn, notes)
     for recording in recordings:
         if recording.refused:

@@ -43,7 +43,7 @@ def test_repeats_and_older_reports_are_noted_once_each(conn: Connection) -> None
     assert noted == [
         ("", "e-page_view-0", "duplicate", "", 1, START + 2, START + 2),
         ("LCP", "v-LCP", "duplicate", "", 2, START + 1, START + 2),
-        ("LCP", "v-LCP", "superseded", "", 1, START + 1, START + 1),
+        ("LCP", "v-LCP", "superseded", "4 of 2026-11-22T07:00:00.008Z", 1, START + 1, START + 1),
     ]
 
 

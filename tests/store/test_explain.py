@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +54,18 @@ def explain_one(path: Path) -> dict[str, Explained]:
     return {one.name: one for one in explain(facts, document)}
 
 
+def stored_clicks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """First and last click ids of a session, as its row has them."""
+    with closing(open_read_only(path)) as conn:
+        row = conn.execute(
+            """SELECT first_click_ids, last_click_ids FROM sessions JOIN funnels USING (funnel_key)
+            WHERE funnel_id = ? AND session_id = ?""",
+            (document["funnelId"], document["sessionId"]),
+        ).fetchone()
+    first, last = (None if said is None else json.loads(said) for said in row)
+    return {"firstClickIds": first, "lastClickIds": last}
+
+
 @settings(
     max_examples=150,
     deadline=None,
@@ -67,8 +81,13 @@ def test_every_value_is_the_stored_one(folder: Path, sent: list[items.Delivery],
     for facts, document in read_all(path):
         explained = explain(facts[::-1], document)
         names = [one.name for one in explained if not one.name.startswith("visitor.")]
-        assert names == ["finished", "provisional", *(name for name, _ in SCALARS)]
+        clicks = ("firstClickIds", "lastClickIds")  # derived, and in no document
+        expected = ["subaccountId", "finished", "provisional", *(name for name, _ in SCALARS)]
+        assert [name for name in names if name not in clicks] == expected
+        assert {one.name: one.value for one in explained if one.name in clicks} == stored_clicks(path, document)
         for one in explained:
+            if one.name in clicks:
+                continue
             where, _, name = one.name.rpartition(".")
             said = (document[where] or {"anonymousId": None})[name] if where else document[name]
             assert (one.value, type(one.value)) == (said, type(said)), one
