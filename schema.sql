@@ -417,6 +417,20 @@ BEGIN
         traits = excluded.traits;
     DELETE FROM visitors WHERE visitor_key IN (SELECT value FROM json_each(NEW.visitors))
     AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.visitor_key = visitors.visitor_key);
+    DELETE FROM samples WHERE chunk IN (SELECT value / 512 FROM json_each(NEW.sessions));
+END;
+
+-- Web vitals packed for reading, 512 sessions a row: made in the background when they are at rest, dropped when one of
+-- them changes. What has no row is read from the facts. Derived: `verify` makes each row again.
+CREATE TABLE samples (
+    chunk    INTEGER PRIMARY KEY,  -- session_key / 512
+    first_at INTEGER,              -- the earliest and the latest time of its web vitals
+    last_at  INTEGER,
+    body     BLOB NOT NULL         -- columns, compressed: sidecar/store/samples.py
+) STRICT;
+CREATE TRIGGER samples_of_deleted AFTER DELETE ON sessions
+BEGIN
+    DELETE FROM samples WHERE chunk = OLD.session_key / 512;
 END;
 
 -- Sessions as people read them: the scalar fields of a session document.

@@ -6,6 +6,7 @@ import csv
 import itertools
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +19,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sidecar import __version__
-from sidecar.app import build, describe_status, now_ms, run_server, ship_now
+from sidecar.app import build, describe_status, now_ms, prepare_upstream, run_server, ship_now
 from sidecar.canonical import from_iso, to_iso
 from sidecar.config import Settings, load_settings, setting_names
 from sidecar.demo import run as run_demo
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, StoreError
 from sidecar.model import Outcome
 from sidecar.store.arrivals import read_arrivals
-from sidecar.store.database import empty_wal, immediate, open_database, open_read_only, rewrite, snapshot
+from sidecar.store.database import (
+    Error,
+    count_erasures,
+    empty_wal,
+    immediate,
+    note_erasure,
+    open_database,
+    open_read_only,
+    rewrite,
+    snapshot,
+)
 from sidecar.store.documents import CSV_COLUMNS, csv_row, export_lines, list_session_keys, read_facts, read_summary
 from sidecar.store.erasure import forget as erase_visitor
 from sidecar.store.explain_text import explain_lines, printable
@@ -60,6 +71,13 @@ def _time_option(_: click.Context, parameter: click.Parameter, value: str | None
         raise click.BadParameter(
             f"{value!r} is not an ISO 8601 time like 2026-11-22T07:00:00Z", param=parameter
         ) from None
+
+
+def _text_option(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A text that can be stored: Python gives bytes of an argument that are no UTF-8 as lone surrogates."""
+    if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+        raise click.BadParameter(f"'{printable(value)}' is not UTF-8", param=parameter)
+    return value
 
 
 database_option = click.option(
@@ -100,7 +118,7 @@ def demo(once: bool) -> None:
 
 @contextmanager
 def _output(path: str) -> Iterator[IO[str]]:
-    """stdout for `-`, else a file that appears whole or not at all."""
+    """stdout for `-`, else a file that appears whole or not at all. Raises SidecarError where it cannot be written."""
     if path == "-":
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]  # a real stdout
         yield sys.stdout
@@ -108,11 +126,15 @@ def _output(path: str) -> Iterator[IO[str]]:
         return
     aside = Path(f"{path}.part")
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise SidecarError(f"{printable(path)}: not a regular file, and one would take its place; use - for stdout")
         with aside.open("w", encoding="utf-8", newline="\n") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
+    except OSError as error:
+        raise SidecarError(f"{printable(path)}: {error.strerror}") from None
     finally:
         aside.unlink(missing_ok=True)
 
@@ -121,7 +143,7 @@ def _output(path: str) -> Iterator[IO[str]]:
 @click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
 @click.option("--since", callback=_time_option, help="Sessions that started at or after this ISO 8601 time.")
 @click.option("--until", callback=_time_option, help="Sessions that started before this ISO 8601 time.")
-@click.option("--funnel", help="Sessions of this funnel only.")
+@click.option("--funnel", callback=_text_option, help="Sessions of this funnel only.")
 @click.option("--output", default="-", show_default=True, metavar="FILE|-")
 @database_option
 def export(form: str, since: int | None, until: int | None, funnel: str | None, output: str, **given: Any) -> None:
@@ -154,7 +176,10 @@ def _batches(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @database_option
 def import_documents(file: Path, **given: Any) -> None:
-    """Read session documents back (FILE, or - for stdin). They merge like beacons: twice is once."""
+    """Read session documents back (FILE, or - for stdin). They merge like beacons: twice is once.
+
+    Where tombstones in it erase anything, the file is written anew at the end: as much free disk is needed.
+    """
     settings = load_settings(**given)
     counts = dict.fromkeys(Outcome, 0)
     source = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
@@ -170,9 +195,18 @@ def import_documents(file: Path, **given: Any) -> None:
                 if result.outcome is Outcome.REJECTED:
                     click.echo(f"line {number}: {result.reason}", err=True)
                 advance()
+        emptied = True
+        if count_erasures(conn):
+            rewrite(conn)
+            emptied = empty_wal(conn, EMPTY_WAL_S)
+            if not emptied:
+                with immediate(conn):
+                    note_erasure(conn)  # so that this command, run again, or the server at its next start goes on here
     click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     if counts[Outcome.REJECTED]:
         raise SidecarError(f"{counts[Outcome.REJECTED]} lines were rejected; the others are stored")
+    if not emptied:
+        raise SidecarError(f"{settings.database}-wal is being read and holds what was erased: run this again later")
 
 
 @cli.command()
@@ -186,6 +220,20 @@ def ship(everything: bool, **given: Any) -> None:
     click.echo(said)
     if not delivered:
         sys.exit(1)
+
+
+@cli.group()
+def upstream() -> None:
+    """What the destination of SIDECAR_UPSTREAM_URL needs."""
+
+
+@upstream.command("init")
+@click.option("--print", "only_print", is_flag=True, help="Print the SQL instead, without connecting.")
+@database_option
+def upstream_init(only_print: bool, **given: Any) -> None:
+    """Make the tables and views that ClickHouse needs. Run again, it leaves tables alone and makes views anew."""
+    for line in prepare_upstream(load_settings(**given), only_print=only_print):
+        click.echo(line)
 
 
 class _Findings:
@@ -212,28 +260,36 @@ class _Findings:
 def verify(repair: bool, **given: Any) -> None:
     """Check the file, its links, and all that is computed from facts; exit 1 names each difference."""
     settings = load_settings(**given)
+    try:
+        _verify(settings.database, repair=repair)
+    except (Error, UnicodeError) as error:  # a damaged file may fail anywhere, also in the texts of SQLite's errors
+        raise StoreError(f"{settings.database}: {error}") from error
+
+
+def _verify(database: Path, *, repair: bool) -> None:
     started = time.monotonic()
     findings = _Findings()
     differing: list[Step] = []
     damaged = False
-    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+    unsure: set[tuple[str, int]] = set()
+    with closing(open_read_only(database)) as conn, snapshot(conn):
         steps = plan(conn)
         with progress("verifying", len(steps)) as advance:
             for step in steps:
-                for difference in check(conn, step):
+                for difference in check(conn, step, unsure):
                     if differing[-1:] != [step]:
                         differing.append(step)
                     damaged = damaged or is_damage(difference)
                     if not repair or is_damage(difference):
                         findings.say(difference)
                 advance()
-        sessions = conn.execute("SELECT count(*) FROM sessions").fetchone()[0]
+        sessions = 0 if damaged else conn.execute("SELECT count(*) FROM sessions").fetchone()[0]
     if repair and damaged:
         findings.end()
-        raise SidecarError(f"{settings.database} is damaged, so nothing was derived from it: restore a backup")
+        raise SidecarError(f"{database} is damaged, so nothing was derived from it: restore a backup")
     if repair and differing:
         with (
-            closing(open_database(settings.database)) as conn,
+            closing(open_database(database)) as conn,
             immediate(conn),
             progress("repairing", None) as advance,
         ):
@@ -243,16 +299,16 @@ def verify(repair: bool, **given: Any) -> None:
     findings.end()
     left = findings.count - findings.repaired_count
     if left:
-        raise SidecarError(f"{left} differences in {settings.database}{' cannot be repaired' if repair else ''}")
+        raise SidecarError(f"{left} differences in {database}{' cannot be repaired' if repair else ''}")
     said = f"{findings.repaired_count} differences repaired, " if repair else ""
     took = time.monotonic() - started
-    click.echo(f"{settings.database}: {said}{sessions} sessions agree with their facts ({took:.1f} s)")
+    click.echo(f"{database}: {said}{sessions} sessions agree with their facts ({took:.1f} s)")
 
 
 @cli.command("explain")
-@click.argument("session_id")
-@click.option("--site", help="The session of this site, where several have the id.")
-@click.option("--funnel", help="The session of this funnel, where several have the id.")
+@click.argument("session_id", callback=_text_option)
+@click.option("--site", callback=_text_option, help="The session of this site, where several have the id.")
+@click.option("--funnel", callback=_text_option, help="The session of this funnel, where several have the id.")
 @database_option
 def explain_session(session_id: str, site: str | None, funnel: str | None, **given: Any) -> None:
     """Say of one session how each of its values came from its facts, and what was not taken."""
@@ -274,8 +330,8 @@ def explain_session(session_id: str, site: str | None, funnel: str | None, **giv
 
 
 @cli.command()
-@click.argument("visitor_id")
-@click.option("--site", help="The visitor of this site [SIDECAR_SITE, default].")
+@click.argument("visitor_id", callback=_text_option)
+@click.option("--site", callback=_text_option, help="The visitor of this site [SIDECAR_SITE, default].")
 @database_option
 def forget(visitor_id: str, site: str | None, **given: Any) -> None:
     """Erase a visitor: its sessions, web vitals and events. A tombstone refuses what comes later, and ships.
@@ -305,15 +361,32 @@ def status(**given: Any) -> None:
         click.echo(f"{label:<24}{text}")
 
 
-def main() -> None:
-    """Entry point. What the project raises on purpose is one line on stderr and exit 1."""
+def _leave_stdout() -> None:
+    """What could not be written to stdout would be tried, and complained of, once more at the end of the process."""
     try:
-        cli()
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """Entry point. What the project raises on purpose or the system refuses is one line on stderr and exit 1."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)  # what click gives back is the exit code of --help
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C
+        sys.exit(128 + signal.SIGINT)
     except SidecarError as error:
         sys.exit(f"sidecar: {error}")
     except BrokenPipeError:  # the reader of stdout left: `sidecar export | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         sys.exit(1)
+    except OSError as error:
+        _leave_stdout()
+        named = f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        sys.exit(f"sidecar: {named}{error.strerror or error}")
 
 
 if __name__ == "__main__":

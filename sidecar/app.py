@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -29,14 +30,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
-from sidecar.canonical import to_iso
+from sidecar.canonical import to_iso_or_number
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
 from sidecar.ship.shipper import Shipper
-from sidecar.ship.sinks.http import HttpSink
-from sidecar.store.database import SQLITE_VERSION, empty_wal, file_bytes, open_database, open_read_only
+from sidecar.ship.sinks.open import open_sink
+from sidecar.store.database import SQLITE_VERSION, file_bytes, open_database, open_read_only
 from sidecar.store.outbox import set_destination
 from sidecar.store.queries import Filters, Provisional, count_provisional
 from sidecar.store.readers import Readers
@@ -48,6 +49,7 @@ from sidecar.web.access import Access, Guard, SafeHeaders, peer_address
 from sidecar.web.collect import Collect
 from sidecar.web.gate import Gate, KnownFunnel
 from sidecar.web.receive import Receive
+from sidecar.web.tidy import Tidy
 
 SHUTDOWN_S = 10  # what open requests get before the server ends
 SCRIPT_MAX_AGE_S = 3600
@@ -86,7 +88,7 @@ def _gate(settings: Settings) -> Gate:
 def _shipper(settings: Settings, writer: Writer) -> Shipper | None:
     if settings.upstream_url is None:
         return None
-    sink = HttpSink(settings.upstream_url, token=settings.upstream_token, secrets=settings.upstream_secret)
+    sink = open_sink(settings.upstream_url, token=settings.upstream_token, secrets=settings.upstream_secret)
     return Shipper(
         writer,
         settings.database,
@@ -209,9 +211,9 @@ def build(settings: Settings) -> ASGIApp:
 
     access = Access(settings.dashboard_token, now_ms, find_address=find_address)
     shipper = _shipper(settings, writer)
-    receive = Receive(
-        writer, [(entry.token, entry.sites) for entry in settings.receive_token], settings.receive_secret, now_ms
-    )
+    tidy = Tidy(writer)
+    tokens = [(entry.token, entry.sites) for entry in settings.receive_token]
+    receive = Receive(writer, tokens, settings.receive_secret, now_ms, tidy=tidy)
     context = read.Context(
         readers=readers,
         access=access,
@@ -227,7 +229,7 @@ def build(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
         writer.start()
-        writer.maintain(empty_wal)  # an end without order may have left what was erased in it
+        await tidy.start()  # an end without order may have left what was erased
         if subaccounts:
             writer.call(lambda conn: put_subaccounts(conn, settings.site, subaccounts)).result()
         if shipper is None:
@@ -239,6 +241,7 @@ def build(settings: Settings) -> ASGIApp:
             with suppress(asyncio.CancelledError):
                 await running
         readers.close()
+        await tidy.finish()
         await asyncio.to_thread(writer.close)
 
     dashboard = pages.Pages(context)
@@ -254,7 +257,7 @@ def build(settings: Settings) -> ASGIApp:
     ]
     handlers = {HTTPException: _error_handler(dashboard, lambda: routes)}
     starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms)
+    collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms, tidy=tidy)
     return collect
 
 
@@ -356,6 +359,27 @@ def ship_now(settings: Settings, *, everything: bool) -> tuple[str, bool]:
     return asyncio.run(work())
 
 
+def prepare_upstream(settings: Settings, *, only_print: bool) -> list[str]:
+    """Make the tables that the destination needs: a line of each. `only_print`: their SQL instead, unconnected.
+
+    Raises ConfigError where there is no upstream, SidecarError where it does not let them be made.
+    """
+    if settings.upstream_url is None:
+        raise ConfigError("SIDECAR_UPSTREAM_URL is not set: there is nothing to prepare")
+    scheme = urlsplit(settings.upstream_url).scheme
+    if scheme not in ("clickhouse", "clickhouses"):
+        return [f"{'-- ' if only_print else ''}a destination of {scheme}:// needs no tables: nothing to do"]
+    from sidecar.ship.sinks.clickhouse import ClickHouseSink  # as `open_sink`: when it is asked for
+
+    try:
+        sink = ClickHouseSink(settings.upstream_url)
+    except ValueError as error:
+        raise ConfigError(f"SIDECAR_UPSTREAM_URL: {error}") from error
+    if only_print:
+        return sink.statements()
+    return asyncio.run(sink.prepare())
+
+
 def _describe_wait(began: Provisional) -> str:
     if began.median_s is None:
         return "no session began with a web vital and got an event"
@@ -379,7 +403,7 @@ def describe_status(settings: Settings) -> list[tuple[str, str]]:
         ("web vitals", str(counts["web_vitals"])),
         ("events", str(counts["events"])),
         ("erased visitors", f"{shipping['tombstones']}, {shipping['waitingTombstones']} not told upstream yet"),
-        ("last change", to_iso(counts["last_change"]) or "never"),
+        ("last change", to_iso_or_number(counts["last_change"]) or "never"),
     ]
     reason = f": {shipping['reason']} (since {shipping['since']})" if shipping["reason"] else ""
     lines += [

@@ -32,23 +32,41 @@ CLIENT_FIELDS = (
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_MIN = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
+TIME_MAX = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 
 def to_iso(at: int | None) -> str | None:
-    """`2026-11-22T07:00:00.000Z` of integer milliseconds since the epoch."""
+    """`2026-11-22T07:00:00.000Z` of integer milliseconds since the epoch, from TIME_MIN to TIME_MAX."""
     if at is None:
         return None
     moment = _EPOCH + timedelta(milliseconds=at)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"  # %Y would not pad the year 999
 
 
-def from_iso(text: Any) -> int:
-    """Milliseconds since the epoch of an ISO 8601 text (without a zone: UTC). Raises ValueError."""
+def to_iso_or_number(at: int | None) -> str | None:
+    """A revision for a person: as a time, or as the number where it is none, for a document may say any number."""
+    return to_iso(at) if at is None or TIME_MIN <= at <= TIME_MAX else str(at)
+
+
+def from_any_iso(text: Any) -> int:
+    """Milliseconds since the epoch of an ISO 8601 text (without a zone: UTC). Raises ValueError.
+
+    A zone can carry it out of what `to_iso` can write: it is for times that are judged against a clock.
+    """
     if not isinstance(text, str):
         raise ValueError("not an ISO 8601 time")
     moment = datetime.fromisoformat(text)
     since = (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def from_iso(text: Any) -> int:
+    """As `from_any_iso`, from TIME_MIN to TIME_MAX: what is stored as it is must be written again."""
+    at = from_any_iso(text)
+    if not TIME_MIN <= at <= TIME_MAX:
+        raise ValueError("not within the years 1 to 9999, in UTC")
+    return at
 
 
 def number(value: float) -> float:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -45,6 +45,19 @@ class ReceiveToken(BaseModel):
 
     token: Annotated[str, Field(min_length=1)]
     sites: tuple[str, ...] | None = None
+
+
+def _has_host(parts: SplitResult) -> bool:
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
+
+
+_UPSTREAMS: dict[str, Callable[[SplitResult], bool]] = {
+    **dict.fromkeys(("http", "https", "clickhouse", "clickhouses", "s3"), _has_host),
+    "file": lambda parts: parts.netloc in ("", "localhost") and parts.path.startswith("/") and parts.path != "/",
+}
 
 
 def _split(text: str) -> list[str]:
@@ -127,8 +140,12 @@ class Settings(BaseModel):
     def _upstream(cls, value: str | None) -> str | None:
         if value is not None:
             parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("an address like https://host/api/sessions")
+            is_right = _UPSTREAMS.get(parts.scheme)
+            if is_right is None or not is_right(parts):
+                raise ValueError(
+                    "an address like https://host/api/sessions, file:///dir/, "
+                    "clickhouse://user:password@host:8123/database or s3://bucket/prefix"
+                )
         return value
 
     @field_validator("upstream_secret", "receive_secret", mode="before")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 SESSION_FACTS_MAX = 10_000
 SESSION_BYTES_MAX = 16 * 1024 * 1024
 SAFE_INTEGER_MAX = 2**53  # beyond it a JSON number is no longer exact everywhere
+REVISION_MAX = SAFE_INTEGER_MAX - 1  # a session there grows no further: one more would be refused by every receiver
 CONVERSION_EVENTS = frozenset({"conversion", "purchase", "checkout_completed"})
 PLACEHOLDER_TTFB = frozenset({"back-forward-cache", "soft-navigation"})  # the web-vitals library reports 0 for these
 

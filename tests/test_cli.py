@@ -10,6 +10,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -319,3 +320,123 @@ def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
     assert "Traceback" not in server.log.read_text()
     assert not Path(f"{server.database}-wal").exists()
     assert sidecar("verify", DATABASE=str(server.database)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["import", "{tmp}/none"], "{tmp}/none: No such file or directory"),
+        (["export", "--output", "{tmp}/none/x"], "{tmp}/none/x: No such file or directory"),
+        (
+            ["export", "--output", "{tmp}"],
+            "{tmp}: not a regular file, and one would take its place; use - for stdout",
+        ),
+        (
+            ["export", "--output", "{tmp}/pipe"],
+            "{tmp}/pipe: not a regular file, and one would take its place; use - for stdout",
+        ),
+        (["import", "{tmp}/loop"], "{tmp}/loop: Too many levels of symbolic links"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(filled: Path, tmp_path: Path, arguments: list[str], line: str) -> None:
+    """Exit 1, no traceback, and what was there stays as it was."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.iterdir())
+    done = sidecar(*(text.format(tmp=tmp_path) for text in arguments), DATABASE=str(filled))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [f"sidecar: {line.format(tmp=tmp_path)}"]
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_what_is_not_permitted_is_one_line(filled: Path, tmp_path: Path) -> None:
+    """A file that may not be read, a folder that may not be written."""
+    (tmp_path / "x.ndjson").touch(mode=0o000)
+    done = sidecar("import", str(tmp_path / "x.ndjson"), DATABASE=str(filled))
+    assert done.stderr.decode() == f"sidecar: {tmp_path / 'x.ndjson'}: Permission denied\n"
+    tmp_path.chmod(0o500)
+    done = sidecar("export", "--output", str(tmp_path / "y"), DATABASE=str(filled))
+    assert (done.returncode, done.stderr.decode()) == (1, f"sidecar: {tmp_path / 'y'}: Permission denied\n")
+
+
+@pytest.mark.parametrize("command", [["export"], ["status"], ["explain", "s-1"], ["--help"]])
+def test_a_full_disk_below_stdout_is_one_line(filled: Path, command: list[str]) -> None:
+    """Said once, and not again when the process ends."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sidecar", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=clean_environment(DATABASE=str(filled)),
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"sidecar: No space left on device\n")
+
+
+def test_a_file_that_does_not_fit_is_one_line_and_no_file(filled: Path, tmp_path: Path) -> None:
+    """The same error as of a full disk comes of a limit of the process."""
+    out = tmp_path / "x.ndjson"
+    program = (
+        "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from sidecar.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "export", "--output", str(out)],
+        capture_output=True,
+        env=clean_environment(DATABASE=str(filled)),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.decode()) == (1, f"sidecar: {out}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["forget", b"\xff\xfe"], "'VISITOR_ID': '\\udcff\\udcfe' is not UTF-8"),
+        (["explain", b"\xff"], "'SESSION_ID': '\\udcff' is not UTF-8"),
+        (["explain", "s-1", "--site", b"\xff"], "'--site': '\\udcff' is not UTF-8"),
+        (["forget", "v", "--site", b"\xff"], "'--site': '\\udcff' is not UTF-8"),
+        (["export", "--funnel", b"\xff"], "'--funnel': '\\udcff' is not UTF-8"),
+    ],
+)
+def test_an_id_that_is_no_text_is_wrong_usage(filled: Path, arguments: list[Any], said: str) -> None:
+    """Exit 2 and a clear line."""
+    done = sidecar(*arguments, DATABASE=str(filled))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().splitlines()[-1] == f"Error: Invalid value for {said}"
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
+    """Exit 130, as of any command that a person stops; what was not merged yet is not there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "import", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(DATABASE=str(tmp_path / "x.db")),
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "x.db").exists():  # from here on it waits for lines
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said, errors.strip()) == (130, b"", b"")
+
+
+def test_a_revision_that_is_no_time_is_shown(filled: Path, tmp_path: Path) -> None:
+    """2^53 - 1 is legal in a document."""
+    lines = sidecar("export", DATABASE=str(filled)).stdout.splitlines()
+    line = json.dumps(json.loads(lines[0]) | {"revision": 2**53 - 1}).encode()
+    copy = str(tmp_path / "copy.db")
+    assert sidecar("import", "-", stdin=line, DATABASE=copy).returncode == 0
+    for command in (["status"], ["explain", "s-1"]):
+        done = sidecar(*command, DATABASE=copy)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"9007199254740991" in done.stdout

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from sidecar.canonical import from_iso, to_json
+from sidecar.canonical import from_any_iso, to_json
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError
 from sidecar.model import METRICS, NAVIGATION_TYPES, SAFE_INTEGER_MAX, Claim, Page, Rejection
 
@@ -414,8 +414,8 @@ def read_timestamp(value: Any) -> int:
     """
     if isinstance(value, str):
         try:
-            return from_iso(value)
-        except (ValueError, OverflowError):
+            return from_any_iso(value)  # a clock that is far off is wrong, no reason to refuse the item
+        except ValueError:
             raise ItemError("timestamp: must be epoch milliseconds or ISO 8601") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ItemError("timestamp: must be epoch milliseconds or ISO 8601")

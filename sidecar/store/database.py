@@ -66,6 +66,12 @@ def m0006_numbers(database: Database) -> None:
     _run_script(database.conn, _resource("store/migrations/0006_numbers.sql"))
 
 
+@migrations()
+def m0007_samples(database: Database) -> None:
+    """Web vitals are packed for reading."""
+    _run_script(database.conn, _resource("store/migrations/0007_samples.sql"))
+
+
 def _resource(name: str) -> str:
     return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
 
@@ -168,6 +174,21 @@ def empty_wal(conn: Connection, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> bool
     return not busy
 
 
+# How many erasures the file still holds traces of, in a field of its header that SQLite leaves to the application (the
+# schema's version is in a table of sqlite-utils). It counts in the transaction that erases, so no kill can lose it.
+_ERASURES = "PRAGMA user_version"
+
+
+def note_erasure(conn: Connection) -> None:
+    """Say that something was erased, in the transaction that does it: the file has to be written anew."""
+    conn.execute(f"{_ERASURES} = {count_erasures(conn) + 1}")
+
+
+def count_erasures(conn: Connection) -> int:
+    """Erasures since the file was last written anew."""
+    return int(conn.execute(_ERASURES).fetchone()[0])
+
+
 def rewrite(conn: Connection) -> None:
     """Write the whole file anew, outside of a transaction: 8 s a gigabyte, and as much disk for as long.
 
@@ -176,7 +197,12 @@ def rewrite(conn: Connection) -> None:
     Raises StoreError where there is no room for it, or another process is writing.
     """
     try:
+        erasures = count_erasures(conn)
         conn.execute("VACUUM")
+        if erasures:
+            with immediate(conn):
+                if count_erasures(conn) == erasures:  # else another process has erased since
+                    conn.execute(f"{_ERASURES} = 0")
     except sqlite3.Error as error:
         raise StoreError(f"the file could not be written anew: {error}") from error
 
@@ -201,7 +227,8 @@ def snapshot(conn: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        conn.execute("ROLLBACK")
+        if conn.in_transaction:  # what SQLite cannot read may have ended it
+            conn.execute("ROLLBACK")
 
 
 def is_full(error: BaseException) -> bool:

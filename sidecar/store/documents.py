@@ -29,6 +29,7 @@ from sidecar.model import (
     NAVIGATION_TYPES,
     NO_CLIENT,
     RATINGS,
+    REVISION_MAX,
     SAFE_INTEGER_MAX,
     Client,
     EventFact,
@@ -284,7 +285,11 @@ def _real(raw: dict[str, Any], field: str) -> float | None:
     value = raw.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _fail(field, "a finite number")
+    if isinstance(value, int) and abs(value) > SAFE_INTEGER_MAX:  # before `isfinite`, which stops at 10^309
+        raise _fail(field, "within 2^53")
+    if not isfinite(value):
         raise _fail(field, "a finite number")
     return float(value) + 0.0
 
@@ -292,7 +297,7 @@ def _real(raw: dict[str, Any], field: str) -> float | None:
 def _time(raw: dict[str, Any]) -> int:
     try:
         return from_iso(raw.get("timestamp"))
-    except (ValueError, OverflowError):
+    except ValueError:
         raise _fail("timestamp", "an ISO 8601 time") from None
 
 
@@ -372,14 +377,15 @@ def read_object(line: str | bytes) -> dict[str, Any]:
         if not isinstance(raw, dict):
             raise DocumentError("must be an object")
         to_json(raw).encode()  # refuses what JSON can say and the store must not hold: 1e400, lone surrogates
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise DocumentError(f"not JSON: {error}") from None
     return raw
 
 
 def read_site(raw: dict[str, Any]) -> str:
     """The site of an object of this version. Raises DocumentError."""
-    if raw.get("version") != VERSION:
+    version = raw.get("version")
+    if type(version) is not int or version != VERSION:  # Python takes true and 1.0 for 1
         raise _fail("version", str(VERSION))
     site = raw.get("site")
     if not isinstance(site, str) or not SITE_PATTERN.fullmatch(site):
@@ -391,7 +397,7 @@ def read_document(raw: dict[str, Any]) -> Document:
     """A session document from its object. Raises DocumentError with the reason."""
     owner = FactOwner(read_site(raw), _name(raw, "funnelId"), _name(raw, "sessionId"))
     revision = _whole(raw, "revision", 0)
-    if revision is None or revision == SAFE_INTEGER_MAX:
+    if revision is None or revision > REVISION_MAX:
         raise _fail("revision", "an integer from 0 to 2^53-1")
     clients = [_read_client(client) for client in _objects(raw, "clients")]
     facts: list[Fact] = [_read_vital(vital, owner, clients) for vital in _objects(raw, "webVitals")]
@@ -413,7 +419,7 @@ def next_revision(held: int, said: int, *, same: bool, changed: bool, now: int) 
     if same:
         return max(held, said)
     if changed or said >= held:
-        return max(max(held, said) + 1, now)
+        return min(max(held + 1, said + 1, now), REVISION_MAX)
     return held
 
 
@@ -423,6 +429,10 @@ def merge_documents(conn: Connection, documents: Sequence[Document], now: int) -
     for document in documents:
         stored = store_facts(conn, document.facts, dated_by_arrival=False)
         session = stored.sessions[document.owner]
+        if session.is_new and not stored.changed:  # each of its facts is over the bound by itself
+            conn.execute("DELETE FROM sessions WHERE session_key = ?", (session.key,))
+            results.append(_refused(len(document.facts)))
+            continue
         held, _ = conn.execute(_REVISION, (session.key,)).fetchone()
         if stored.changed:
             derive(conn, stored.changed, None)
@@ -436,12 +446,16 @@ def merge_documents(conn: Connection, documents: Sequence[Document], now: int) -
         conn.execute(_PUT_SUBACCOUNT, (*document.owner[:2], document.subaccount_id, document.revision))
         refused = outcomes.count(Outcome.REJECTED)
         if refused:
-            results.append(LineResult(Outcome.REJECTED, f"{FULL}: {refused} facts were not taken"))
+            results.append(_refused(refused))
         elif stored.changed:
             results.append(LineResult(Outcome.ACCEPTED))
         else:
             results.append(LineResult(Outcome.DUPLICATE if same else Outcome.SUPERSEDED))
     return results
+
+
+def _refused(count: int) -> LineResult:
+    return LineResult(Outcome.REJECTED, f"{FULL}: {count} facts were not taken")
 
 
 # --- tables and files ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from sidecar.canonical import number, to_iso
+from sidecar.canonical import number, to_iso, to_iso_or_number
 from sidecar.model import Fact, VitalFact
 from sidecar.store.documents import fact_order
 from sidecar.store.explain import Explained, count_facts, explain, group_left_out, value_text
@@ -33,7 +33,7 @@ def explain_lines(
     """What there is to say of one session, in lines of at most `width` characters."""
     ordered = sorted(facts, key=fact_order)
     numbers = {fact: place for place, fact in enumerate(ordered, 1)}
-    where = f"site {document['site']}, funnel {document['funnelId']}, revision {to_iso(document['revision'])}"
+    where = f"site {document['site']}, funnel {document['funnelId']}, revision {to_iso_or_number(document['revision'])}"
     yield shorten(printable(f"Session {document['sessionId']}"), width)
     yield from textwrap.wrap(printable(where), width)
     yield ""

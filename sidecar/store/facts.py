@@ -30,8 +30,11 @@ from sidecar.store.arrivals import Refused, arrival_of, find_refused, note_arriv
 from sidecar.store.database import Connection
 from sidecar.store.tombstones import ERASED, find_erased
 
-# Below this many facts a session cannot reach 16 MiB: an item is at most 16 KiB, its canonical form at most twice that.
-_BYTES_CHECK_FROM = 500
+# Canonical JSON is at most 3.4 times as long as what was sent: `1e15,` becomes `1000000000000000,`, and no token grows
+# more. Of an item of 16 KiB that makes 54.4 KiB; the client, read from headers, and the frame are less than 9.6 KiB.
+FACT_BYTES_MAX = 64 * 1024
+# Below this many facts of beacons a session cannot be full. Facts of documents are of any size: there the sum is asked.
+_BYTES_CHECK_FROM = SESSION_BYTES_MAX // FACT_BYTES_MAX
 FULL = "session is full"
 
 
@@ -268,7 +271,8 @@ class _Session:
     """A session that a group touches, as far as storing needs it."""
 
     __slots__ = (
-        "bytes_count",
+        "bytes_added",
+        "bytes_held",
         "events_changed",
         "facts_count",
         "is_new",
@@ -289,7 +293,8 @@ class _Session:
         self.visitor_key = visitor_key
         self.started_at = started_at
         self.facts_count = facts_count
-        self.bytes_count: int | None = None  # known only where the bound is near
+        self.bytes_added = 0  # by this merge, which writes at its end
+        self.bytes_held: int | None = None  # before it; known only where the bound may be near
         self.is_new = started_at is None
         self.vitals_changed = False
         self.events_changed = False
@@ -402,14 +407,15 @@ def _find_held(
     return held
 
 
-def _has_room(conn: Connection, session: _Session, size: int) -> bool:
+def _has_room(conn: Connection, session: _Session, size: int, *, is_bounded: bool) -> bool:
+    """`is_bounded`: the fact is of a beacon, so it is at most FACT_BYTES_MAX."""
     if session.facts_count >= SESSION_FACTS_MAX:
         return False
-    if session.facts_count >= _BYTES_CHECK_FROM:
-        if session.bytes_count is None:
-            session.bytes_count = conn.execute(_SESSION_BYTES, (session.key,)).fetchone()[0]
-        return session.bytes_count + size <= SESSION_BYTES_MAX
-    return True
+    if is_bounded and session.facts_count < _BYTES_CHECK_FROM:
+        return True
+    if session.bytes_held is None:
+        session.bytes_held = conn.execute(_SESSION_BYTES, (session.key,)).fetchone()[0]
+    return session.bytes_held + session.bytes_added + size <= SESSION_BYTES_MAX
 
 
 def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bool = True) -> Stored:
@@ -431,13 +437,13 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
         if outcome is Outcome.ACCEPTED:
             size = content_size(fact)
             if before is None:
-                if not _has_room(conn, session, size):
+                if not _has_room(conn, session, size, is_bounded=dated_by_arrival):
                     outcomes.append((Outcome.REJECTED, FULL))
                     continue
                 session.facts_count += 1
-                if session.bytes_count is not None:
-                    session.bytes_count += size
+                session.bytes_added += size
             else:
+                session.bytes_added += size - content_size(before)
                 session.replace(before)
                 replaced.append((session.key, before, len(outcomes)))
             held[identity] = fact

@@ -54,10 +54,13 @@ def read_line(line: str | bytes) -> Line:
     """A document or tombstone from one line of JSON. Raises DocumentError with the reason."""
     raw = read_object(line)
     kind = raw.get("type")
-    if kind == "session":
-        return read_document(raw)
-    if kind == "tombstone":
-        return _read_tombstone(raw)
+    try:
+        if kind == "session":
+            return read_document(raw)
+        if kind == "tombstone":
+            return _read_tombstone(raw)
+    except (OverflowError, RecursionError) as error:  # a net: no line may stop the lines beside it
+        raise DocumentError(f"cannot be read: {error}") from None
     raise DocumentError("type: must be session or tombstone")
 
 
@@ -70,7 +73,7 @@ def _read_tombstone(raw: dict[str, Any]) -> Tombstone:
         raise DocumentError("sessionHashes: must be a list of SHA-256 in lower-case hex")
     try:
         erased_at = from_iso(raw.get("erasedAt"))
-    except (ValueError, OverflowError):
+    except ValueError:
         raise DocumentError("erasedAt: must be an ISO 8601 time") from None
     return Tombstone(site, visitor, frozenset(sessions), erased_at)
 

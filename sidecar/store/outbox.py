@@ -428,10 +428,11 @@ def requeue(conn: Connection, session_key: int) -> bool:
     return bool(conn.execute("DELETE FROM parked WHERE session_key = ?", (session_key,)).rowcount)
 
 
-def requeue_tombstones(conn: Connection) -> int:
-    """Send the tombstones that the destination refused again; how many. There is no discarding them."""
-    sql = "UPDATE tombstones SET shipped_revision = -1, refusal = NULL WHERE refusal IS NOT NULL"
-    return int(conn.execute(sql).rowcount)
+def requeue_tombstones(conn: Connection, tombstone_key: int | None = None) -> int:
+    """Send the tombstones that the destination refused again, or the one; how many. There is no discarding them."""
+    sql = """UPDATE tombstones SET shipped_revision = -1, refusal = NULL
+    WHERE refusal IS NOT NULL AND tombstone_key = coalesce(?, tombstone_key)"""
+    return int(conn.execute(sql, (tombstone_key,)).rowcount)
 
 
 def discard(conn: Connection, session_key: int, now: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from sidecar.store.facts import (
 )
 
 _CHUNK = 1000  # keys compared in one step: progress moves, and memory stays flat
+_KEY_MAX = 2**63 - 1
 _KINDS = ("file", "links", "pages", "clients", "campaigns", "facts", "sessions", "visitors")  # each needs those before
 
 
@@ -63,37 +65,79 @@ _Mend = Callable[[Connection, int], list[Step]]
 
 
 class _Finding(NamedTuple):
+    """A difference, and the rows that cannot be compared with certainty before it is mended."""
+
     difference: Difference
     mend: _Mend | None = None
+    unsettles: frozenset[tuple[str, int]] = frozenset()
+
+
+# Rows that could not be compared with certainty: ("sessions", key) or ("visitors", key), where something that they are
+# derived from differs.
+Unsure = set[tuple[str, int]]
+_ALL = -1  # as a key of Unsure
+_UNSURE = "differs; what it should be follows from {}, of which something differs, too"
+_SOURCES = {"sessions": "its facts", "visitors": "its sessions"}
+_MISSING = "is missing"
+
+_TABLES = (
+    ("pages", "pages", "page_key"),
+    ("clients", "clients", "client_key"),
+    ("campaigns", "campaigns", "campaign_key"),
+    ("facts", "sessions", "session_key"),
+    ("sessions", "sessions", "session_key"),
+    ("visitors", "anonymous_ids", "visitor_key"),
+)
 
 
 def plan(conn: Connection) -> list[Step]:
-    """All steps of a comparison, in their order."""
+    """All steps of a comparison, in their order. A table that cannot be read has none: the first step names it."""
     steps = [Step("file"), Step("links")]
-    for kind, table, key in (
-        ("pages", "pages", "page_key"),
-        ("clients", "clients", "client_key"),
-        ("campaigns", "campaigns", "campaign_key"),
-        ("facts", "sessions", "session_key"),
-        ("sessions", "sessions", "session_key"),
-        ("visitors", "anonymous_ids", "visitor_key"),
-    ):
-        least, most = conn.execute(f"SELECT min({key}), max({key}) FROM {table}").fetchone()
-        if least is not None:
-            steps += [Step(kind, start, start + _CHUNK - 1) for start in range(least, most + 1, _CHUNK)]
+    for kind, table, key in _TABLES:
+        with suppress(Error):
+            steps += [Step(kind, least, min(least + _CHUNK - 1, _KEY_MAX)) for least in _chunks(conn, table, key)]
     return steps
 
 
-def check(conn: Connection, step: Step) -> Iterator[Difference]:
-    """The differences of one step. Call all steps of a plan inside one snapshot."""
+def _chunks(conn: Connection, table: str, key: str) -> list[int]:
+    """The least keys of chunks, from one row to the next: a damaged key may be any number."""
+    found: list[int] = []
+    (least,) = conn.execute(f"SELECT min({key}) FROM {table}").fetchone()
+    while least is not None and (not found or least > found[-1]):
+        found.append(least)
+        sql = f"SELECT min({key}) FROM {table} WHERE {key} >= ?"
+        (least,) = conn.execute(sql, (min(least + _CHUNK, _KEY_MAX),)).fetchone()
+    return found
+
+
+def check(conn: Connection, step: Step, unsure: Unsure | None = None) -> Iterator[Difference]:
+    """The differences of one step. Call all steps of a plan inside one snapshot, with the same set for `unsure`.
+
+    What follows from a difference of an earlier step is not named with what it should be: that would be wrong.
+    """
+    said: Difference | None = None
     for finding in _find(conn, step):
-        yield finding.difference
+        difference = finding.difference if unsure is None else _say_surely(finding, unsure)
+        if difference != said:  # one line for all columns of a row that is not certain
+            yield difference
+        said = difference
+
+
+def _say_surely(finding: _Finding, unsure: Unsure) -> Difference:
+    difference = finding.difference
+    table = difference.table
+    compared = table in ("sessions", "visitors") and (difference.column or difference.stored == _MISSING)
+    if compared and unsure & {(table, int(difference.key)), (table, _ALL)}:
+        difference = difference._replace(column="", stored=_UNSURE.format(_SOURCES[table]), expected=None)
+    unsure |= finding.unsettles
+    return difference
 
 
 def verify(conn: Connection, advance: Callable[[], object]) -> Iterator[Difference]:
     """The differences of all steps; `advance` is called after each."""
+    unsure: Unsure = set()
     for step in plan(conn):
-        yield from check(conn, step)
+        yield from check(conn, step, unsure)
         advance()
 
 
@@ -111,7 +155,7 @@ def repair(conn: Connection, steps: Iterable[Step], now: int) -> Iterator[Differ
     for kind in (*_KINDS[2:], *_KINDS[:2]):  # the file at last: a row that broke a rule may be mended by then
         for step in waiting[kind]:
             last: _Mend | None = None
-            for difference, mend in list(_find(conn, step)):
+            for difference, mend, _ in list(_find(conn, step)):
                 if mend is None:
                     yield difference
                     continue
@@ -139,14 +183,25 @@ def _find(conn: Connection, step: Step) -> Iterator[_Finding]:
                 yield from _find_visitors(conn, span)
             case _:
                 yield from _find_shared(conn, _SHARED[step.kind], span)
-    except Error as error:
+    except _UNREADABLE as error:
         yield from _find_unreadable(conn, step, error)
 
 
+# What comes of bytes that are not what was written: SQLite's own errors, and values of kinds that a column never has.
+_UNREADABLE = (Error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_SQLITE_DAMAGED = (10, 11, 26)  # SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_NOTADB
+
+
 def _find_unreadable(conn: Connection, step: Step, error: Exception) -> Iterator[_Finding]:
-    """Where a step cannot be read to its end: the rows of it that can, one by one, and a finding for each other."""
-    if step.least == step.most:
+    """Where a step cannot be read to its end: the rows of it that can, one by one, and a finding for each other.
+
+    In a damaged file one for all of them: they are on the same pages.
+    """
+    is_damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DAMAGED
+    if step.least == step.most or is_damaged:
         key = str(step.least) if step.kind in ("facts", "sessions", "visitors") else step.kind
+        if step.least != step.most:
+            key = f"{step.least} to {step.most}"
         table = "sessions" if step.kind == "facts" else step.kind
         yield _Finding(Difference(table, key, "", f"cannot be read: {error}", None))
         return
@@ -159,22 +214,55 @@ def _find_unreadable(conn: Connection, step: Step, error: Exception) -> Iterator
 _BROKEN_RULE = ("CHECK constraint failed", "NULL value in")  # a row that breaks a rule, in a file that is sound
 
 
+_BROKEN_LINK = "points at no row of"
+
+
 def is_damage(difference: Difference) -> bool:
-    """Whether the file is damaged or a link broken, so that nothing should be derived from it."""
-    if difference.table == "file":
+    """Whether the file is damaged or a link broken, so that nothing should be derived from it.
+
+    The link of a session to its visitor is no damage: both are derived.
+    """
+    if difference.table in ("file", "links"):
         return not str(difference.stored).startswith(_BROKEN_RULE)
-    return difference.column == "" and str(difference.stored).startswith("points at no row")
+    is_link = difference.column == "" and _BROKEN_LINK in str(difference.stored)
+    return is_link and not (difference.table == "sessions" and str(difference.stored).endswith(" visitors"))
 
 
 def _find_damage(conn: Connection) -> Iterator[_Finding]:
     for (text,) in conn.execute("PRAGMA integrity_check"):
         if text != "ok":
             yield _Finding(Difference("file", "integrity", "", text, None))
+    for _, table, key in _TABLES:
+        try:
+            _chunks(conn, table, key)
+        except Error as error:
+            yield _Finding(Difference("file", table, "", f"cannot be read: {error}", None))
 
 
 def _find_broken_links(conn: Connection) -> Iterator[_Finding]:
-    for table, rowid, parent, _ in conn.execute("PRAGMA foreign_key_check"):
-        yield _Finding(Difference(table, str(rowid), "", f"points at no row of {parent}", None))
+    broken = {(table, link): parent for table, _, parent, link in conn.execute("PRAGMA foreign_key_check")}
+    for (table, link), parent in broken.items():
+        yield from _find_broken(conn, table, link, parent)
+
+
+def _find_broken(conn: Connection, table: str, link: int, parent: str) -> Iterator[_Finding]:
+    """The rows of one table whose link, by its number there, points at nothing; each by its primary key.
+
+    SQLite's own list has row ids instead, and none for `web_vitals` and `events`.
+    """
+    links = conn.execute('SELECT "from", "to" FROM pragma_foreign_key_list(?) WHERE id = ?', (table, link))
+    column, target = links.fetchone()
+    primary = conn.execute("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (table,))
+    names = [name for (name,) in primary]
+    sql = f"""
+SELECT {column}, {", ".join(names)} FROM {table} AS child
+WHERE {column} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {parent} WHERE {target} = child.{column})"""
+    for value, *identity in conn.execute(sql):
+        owner = identity[0] if table in ("web_vitals", "events") else None
+        yield _Finding(
+            Difference(table, _name(identity), "", f"{column} {value!r} {_BROKEN_LINK} {parent}", None),
+            unsettles=frozenset() if owner is None else frozenset({("sessions", owner)}),
+        )
 
 
 # --- pages, clients, campaigns ---------------------------------------------------------------------------------------
@@ -209,7 +297,9 @@ def _find_shared(conn: Connection, shared: _Shared, span: tuple[int, int]) -> It
         mask = (1 << shared.width) - 1
         if key & mask != shared.bits(row):
             yield _Finding(
-                Difference(shared.table, str(key), f"{shared.key} & {mask}", key & mask, shared.bits(row)), mend
+                Difference(shared.table, str(key), f"{shared.key} & {mask}", key & mask, shared.bits(row)),
+                mend,
+                frozenset({("sessions", _ALL)}),
             )
 
 
@@ -278,14 +368,16 @@ def _find_events(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
         try:
             campaign, click_ids = _attribution(fact.context, fact.page and fact.page.url)
         except ValueError as error:
-            yield _Finding(Difference("events", _name(row[:2]), "", f"context is no JSON: {error}", None))
+            difference = Difference("events", _name(row[:2]), "", f"context is no JSON: {error}", None)
+            yield _Finding(difference, unsettles=frozenset({("sessions", row[0])}))
             continue
         if fact.click_ids != click_ids:
             yield _differing_fact("events", row[:2], "click_ids", fact.click_ids, click_ids)
         if fact.campaign != campaign:
             stored, expected = (one and to_json(list(one)) for one in (fact.campaign, campaign))
             mend = partial(_set_campaign, campaign, tuple(row[:2]))
-            yield _Finding(Difference("events", _name(row[:2]), "campaign_key", stored, expected), mend)
+            difference = Difference("events", _name(row[:2]), "campaign_key", stored, expected)
+            yield _Finding(difference, mend, frozenset({("sessions", row[0])}))
 
 
 @lru_cache(maxsize=4096)
@@ -301,7 +393,8 @@ def _name(identity: Iterable[Any]) -> str:
 def _differing_fact(table: str, identity: list[Any], column: str, stored: Any, expected: Any) -> _Finding:
     sql = (_SET_VITAL if table == "web_vitals" else _SET_EVENT).format(column)
     difference = Difference(table, _name(identity), column, stored, expected)
-    return _Finding(difference, partial(_set, sql, expected, tuple(identity)))
+    unsettles = frozenset({("sessions", identity[0])} if column == "click_ids" else ())
+    return _Finding(difference, partial(_set, sql, expected, tuple(identity)), unsettles)
 
 
 def _set_campaign(campaign: Campaign | None, identity: tuple[Any, ...], conn: Connection, now: int) -> list[Step]:
@@ -338,7 +431,7 @@ SELECT visitor_key FROM derived_visitors WHERE visitor_key BETWEEN ? AND ?
 AND visitor_key NOT IN (SELECT visitor_key FROM visitors)"""
 _SESSION_COLUMNS = ", ".join(DERIVED_SESSION_COLUMNS)
 _DERIVE_SESSION = f"""
-UPDATE sessions SET revision = max(revision + 1, ?2),
+UPDATE sessions SET revision = min(max(revision + 1, ?2), 9007199254740991),
     ({_SESSION_COLUMNS}) = (SELECT {_SESSION_COLUMNS} FROM derived_sessions AS d WHERE d.session_key = ?1)
 WHERE session_key = ?1
 AND ({_SESSION_COLUMNS}) IS NOT (SELECT {_SESSION_COLUMNS} FROM derived_sessions AS d WHERE d.session_key = ?1)"""
@@ -355,10 +448,12 @@ def _compare(
 ) -> Iterator[_Finding]:
     for row in rows(conn, sql, span):
         mend_row = partial(mend, row["key"])
+        visitors = {row["stored_visitor_key"], row["expected_visitor_key"]} - {None} if table == "sessions" else ()
+        unsettles = frozenset(("visitors", key) for key in visitors)
         for column in columns:
             stored, expected = row[f"stored_{column}"], row[f"expected_{column}"]
             if stored != expected:
-                yield _Finding(Difference(table, str(row["key"]), column, stored, expected), mend_row)
+                yield _Finding(Difference(table, str(row["key"]), column, stored, expected), mend_row, unsettles)
 
 
 def _find_sessions(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
@@ -370,7 +465,7 @@ def _find_sessions(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding
 def _find_visitors(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
     yield from _compare(conn, "visitors", _VISITORS, span, DERIVED_VISITOR_COLUMNS, _derive_visitor)
     for (key,) in conn.execute(_MISSING_VISITORS, span):
-        yield _Finding(Difference("visitors", str(key), "", "is missing", None), partial(_derive_visitor, key))
+        yield _Finding(Difference("visitors", str(key), "", _MISSING, None), partial(_derive_visitor, key))
 
 
 def _derive_session(key: int, conn: Connection, now: int) -> list[Step]:

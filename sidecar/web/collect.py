@@ -29,6 +29,7 @@ from sidecar.store.upkeep import put_salt
 from sidecar.store.writer import Task, Writer
 from sidecar.web import forget
 from sidecar.web.gate import Gate
+from sidecar.web.tidy import Tidy
 
 BODY_MAX = 64 * 1024  # what Chromium's sendBeacon takes
 HEADERS_MAX = 64 * 1024
@@ -186,9 +187,18 @@ class SessionLog:
 
 
 class Collect:
-    """The track routes; everything else goes to `app`. `clock` gives ms since the epoch."""
+    """The track routes; everything else goes to `app`. `clock` gives ms since the epoch; `tidy` is the writer's."""
 
-    def __init__(self, app: ASGIApp, *, writer: Writer, rules: Rules, gate: Gate, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        writer: Writer,
+        rules: Rules,
+        gate: Gate,
+        clock: Callable[[], int],
+        tidy: Tidy | None = None,
+    ) -> None:
         self._app = app
         self._writer = writer
         self._rules = rules
@@ -197,7 +207,7 @@ class Collect:
         self._mailbox: Mailbox | None = None
         self._salt = (-1, b"")
         self._session_log = SessionLog(lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call))
-        self._forget = forget.Forget(writer, rules.site)
+        self._forget = forget.Forget(writer, rules.site, tidy or Tidy(writer))
         self.beacons: Counter[int] = Counter()  # answers by status
         self.items: Counter[str] = Counter()  # by outcome
 

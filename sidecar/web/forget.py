@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import structlog
 
-from sidecar.errors import MalformedBeaconError, RejectedBeaconError, StoreError, UnavailableError
-from sidecar.store.database import Connection, empty_wal, rewrite
+from sidecar.errors import MalformedBeaconError, RejectedBeaconError
 from sidecar.store.erasure import Erased, forget
 from sidecar.store.writer import Writer
+from sidecar.web.tidy import Tidy
 
 PATH = "/api/track/delete"
 ID_MAX = 128
-TIDY_S = 1.0
-REWRITE_PAUSE_S = 60.0
-REWRITE_SHARE = 100
 
 log = structlog.get_logger("sidecar.forget")
-
-Result = TypeVar("Result")
 
 
 def read_id(body: bytes) -> str:
@@ -53,49 +45,15 @@ def read_id(body: bytes) -> str:
 class Forget:
     """Erases visitors of one site, and sees to it that their bytes go, too."""
 
-    def __init__(self, writer: Writer, site: str) -> None:
+    def __init__(self, writer: Writer, site: str, tidy: Tidy) -> None:
         self._writer = writer
         self._site = site
-        self._must_rewrite = False
-        self._rewrite_from = 0.0  # monotonic s
-        self._tidying: asyncio.Task[None] | None = None
+        self._tidy = tidy
 
     async def erase(self, anonymous_id: str, now: int) -> Erased:
         """Erase a visitor. Returns after COMMIT and a first try to empty the WAL. Raises UnavailableError."""
-        future = self._writer.call(lambda conn: forget(conn, self._site, anonymous_id, now))
+        future = self._writer.call(lambda conn: forget(conn, self._site, anonymous_id, now, anybody=True))
         erased = await asyncio.shield(asyncio.wrap_future(future))
         log.info("erased a visitor", **erased._asdict())
-        emptied = await self._maintain(empty_wal)
-        self._must_rewrite = self._must_rewrite or erased.sessions > 0
-        if (self._must_rewrite or not emptied) and (self._tidying is None or self._tidying.done()):
-            self._tidying = asyncio.create_task(self._tidy(), name="tidying after erasures")
+        await self._tidy.start()
         return erased
-
-    async def _maintain(self, function: Callable[[Connection], Result]) -> Result:
-        return await asyncio.shield(asyncio.wrap_future(self._writer.maintain(function)))
-
-    async def _tidy(self) -> None:
-        """Write the file anew, once for all erasures up to then, and empty the WAL when no reader holds on to it.
-
-        Beacons wait while the file is written, so at most a hundredth of the time goes to it, whoever asks how often.
-        """
-        emptied = False
-        while self._must_rewrite or not emptied:
-            try:
-                if self._must_rewrite and time.monotonic() >= self._rewrite_from:
-                    await self._rewrite()
-                emptied = await self._maintain(empty_wal)
-            except UnavailableError:
-                return  # the server ends, and the WAL with it
-            await asyncio.sleep(TIDY_S)
-
-    async def _rewrite(self) -> None:
-        self._must_rewrite = False
-        started = time.monotonic()
-        try:
-            await self._maintain(rewrite)
-        except StoreError as error:
-            log.warning(str(error))
-            self._must_rewrite = True
-        took_s = time.monotonic() - started
-        self._rewrite_from = time.monotonic() + max(REWRITE_PAUSE_S, REWRITE_SHARE * took_s)

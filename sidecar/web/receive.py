@@ -25,10 +25,11 @@ from starlette.types import Scope, Send
 from sidecar.errors import DocumentError, ReceiptError, UnavailableError
 from sidecar.model import Outcome
 from sidecar.signing import is_fresh, read_secret, verify
-from sidecar.store.database import Connection
+from sidecar.store.database import Connection, count_erasures
 from sidecar.store.documents import LineResult
 from sidecar.store.lines import Line, merge, read_line, site_of
 from sidecar.store.writer import Writer
+from sidecar.web.tidy import Tidy
 
 PACKED_MAX = 16 * 1024 * 1024
 UNPACKED_MAX = 64 * 1024 * 1024
@@ -53,8 +54,8 @@ class _Parcel(NamedTuple):
 class Receive:
     """The endpoint, as an ASGI application. `tokens` pair a token with the sites it may write (None: any).
 
-    `secrets` check signatures, where there are any. `clock` gives ms since the epoch. Raises ValueError where a secret
-    is no base64.
+    `secrets` check signatures, where there are any. `clock` gives ms since the epoch. `tidy` is the writer's, for what
+    tombstones erase. Raises ValueError where a secret is no base64.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Receive:
         secrets: Sequence[str],
         clock: Callable[[], int],
         *,
+        tidy: Tidy | None = None,
         packed_max: int = PACKED_MAX,
         unpacked_max: int = UNPACKED_MAX,
     ) -> None:
@@ -73,6 +75,7 @@ class Receive:
         for secret in self._secrets:
             read_secret(secret)
         self._clock = clock
+        self._tidy = tidy or Tidy(writer)
         self._packed_max = packed_max
         self._unpacked_max = unpacked_max
         self._turn = asyncio.Semaphore(TOGETHER_MAX)
@@ -198,18 +201,24 @@ class Receive:
     async def _apply(self, parcel: _Parcel, now: int) -> str:
         """Merge in one transaction. Shielded: a future cancelled under the writer would end its thread."""
         future = self._writer.call(lambda conn: apply(conn, parcel, now))
-        answer = await asyncio.shield(asyncio.wrap_future(future))
+        answer, erased = await asyncio.shield(asyncio.wrap_future(future))
+        if erased:
+            await self._tidy.start()
         if answer is None:
             raise ReceiptError(422, "Idempotency-Key: was used for another body")
         return answer
 
 
-def apply(conn: Connection, parcel: _Parcel, now: int) -> str | None:
-    """Merge a batch and keep its answer, or give the kept one; None where the key came with other bytes before."""
+def apply(conn: Connection, parcel: _Parcel, now: int) -> tuple[str | None, bool]:
+    """Merge a batch and keep its answer, or give the kept one; None where the key came with other bytes before.
+
+    With it, whether tombstones have erased anything.
+    """
     conn.execute("DELETE FROM receipts WHERE received_at < ?", (now - RECEIPTS_KEPT_MS,))
     kept = conn.execute("SELECT digest, answer FROM receipts WHERE idempotency_key = ?", (parcel.key,)).fetchone()
     if kept is not None:
-        return str(kept[1]) if kept[0] == parcel.digest else None
+        return (str(kept[1]) if kept[0] == parcel.digest else None), False
+    erasures = count_erasures(conn)
     results = iter(merge(conn, [line for line in parcel.lines if not isinstance(line, str)], now))
     counts = dict.fromkeys((Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.SUPERSEDED), 0)
     rejected: list[dict[str, Any]] = []
@@ -224,7 +233,7 @@ def apply(conn: Connection, parcel: _Parcel, now: int) -> str | None:
         "INSERT INTO receipts (idempotency_key, digest, answer, received_at) VALUES (?, ?, ?, ?)",
         (parcel.key, parcel.digest, answer, now),
     )
-    return answer
+    return answer, count_erasures(conn) > erasures
 
 
 def _read_line(text: bytes, sites: Sites) -> Line | str:

@@ -17,7 +17,15 @@ import pytest
 from sidecar.canonical import to_json
 from sidecar.model import Client, EventFact, Fact, Outcome, Page
 from sidecar.store import erasure, outbox, tombstones
-from sidecar.store.database import Connection, empty_wal, immediate, open_database, rewrite, snapshot
+from sidecar.store.database import (
+    Connection,
+    count_erasures,
+    empty_wal,
+    immediate,
+    open_database,
+    rewrite,
+    snapshot,
+)
 from sidecar.store.erasure import Erased, forget
 from sidecar.store.facts import Recording, record
 from sidecar.store.lines import export_all, merge_lines
@@ -151,6 +159,89 @@ def test_a_context_may_name_whom_the_fact_does_not(conn: Connection) -> None:
     erase(conn)
     assert [one["context"] for one in json.loads(export(conn)[0])["events"]] == [{"library": "x"}]
     check(conn)
+
+
+@pytest.mark.parametrize("sessions", [1, 9])
+def test_others_may_hold_the_id_in_what_they_say(conn: Connection, tmp_path: Path, sessions: int) -> None:
+    """As a whole text, value or key, anywhere in properties and context of facts that name somebody else or nobody.
+
+    So do ids of the sessions that go; of many they are looked for in another way.
+    """
+    visitor, own = 'm\u00e4x "1"-5ae13c90b7d2', "session-77d0c4e1a9f3"
+    said: dict[str, object] = {"invitedBy": visitor, "l": [visitor, {visitor: 1, "of": own}], "n": 1.5}
+    store(conn, *(event(f"{own}{number or ''}", at=number, visitor=visitor) for number in range(sessions)))
+    kept = event("s-bob", at=1, visitor=BOB, properties={"of": "session-somebody-else-1"})
+    bought = event("s-bob", "purchase", at=2, visitor=BOB, properties=said | {"currency": visitor, "revenue": 2})
+    known = event("s-carl", "user_identified", visitor="carl", properties={"userId": visitor, "traits": {"a": "b"}})
+    assert isinstance(kept, EventFact)
+    store(conn, kept._replace(context="{}"), bought, known)
+    store(conn, event("s-nobody")._replace(context=to_json({"user": {"userId": "u"}, "by": {"x": visitor}})))
+    with immediate(conn):
+        outbox.set_destination(conn, "https://upstream.test/", NOW)
+        draft = outbox.draft_batch(conn, lines_max=99, now=NOW, timeout_ms=TIMEOUT_MS)
+        assert draft is not None
+        assert outbox.claim(conn, draft, address="https://upstream.test/", batch_id="b", now=NOW)
+    assert erase(conn, visitor) == Erased(sessions, 0, sessions)
+    check(conn)
+    bob, carl, nobody = (json.loads(line) for line in export(conn)[:3])
+    assert bob["events"][0]["properties"] == {"of": "session-somebody-else-1"}
+    assert bob["events"][0]["context"] == {}, "as it was"
+    assert bob["events"][1]["properties"] == {
+        "invitedBy": "", "l": ["", {"of": ""}], "n": 1.5, "currency": "", "revenue": 2
+    }  # fmt: skip
+    assert (bob["currency"], bob["conversionValue"], bob["revision"]) == (None, 2, NOW)
+    assert (carl["visitor"]["userId"], carl["visitor"]["traits"]) == (None, {"a": "b"})
+    assert nobody["events"][0]["context"] == {"user": {"userId": "u"}, "by": {"x": ""}}
+    assert table(conn, "SELECT state FROM batches") == "dropped"
+    rewrite(conn)
+    assert empty_wal(conn)
+    left = file_bytes(tmp_path / "e.db")
+    assert not [text for text in ("5ae13c90b7d2", "77d0c4e1a9f3") if text.encode() in left]
+
+
+def test_an_id_that_only_others_say(conn: Connection) -> None:
+    """The visitor has no session and no fact of its own: it is blanked all the same."""
+    store(conn, event("s-bob", visitor=BOB, properties={"by": ALICE}))
+    assert erase(conn) == Erased(0, 0, 0)
+    assert json.loads(export(conn)[0])["events"][0]["properties"] == {"by": ""}
+    assert count_erasures(conn) == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["EUR", "revenue", "purchase-of-something-large", "SKU-0001234", "https://shop.test/1"]
+)
+def test_nobody_takes_words_out_of_the_facts_of_all(conn: Connection, word: str) -> None:
+    """Anybody may be the visitor `EUR` for one beacon and have it erased: only a person at the machine means it so."""
+    said: dict[str, object] = {"currency": "EUR", "revenue": 9, "of": word}
+    store(conn, event("s-bob", "purchase", visitor=BOB, properties=said), event("s", visitor=word))
+    before = export(conn)[1]
+    with immediate(conn):
+        assert forget(conn, "default", word, NOW, anybody=True) == Erased(1, 0, 1)
+    assert export(conn)[0] == before
+    erase(conn, word)
+    assert word not in export(conn)[0].replace('"EUR"', "") or word == "EUR"
+    assert json.loads(export(conn)[0])["events"][0]["properties"].get("of") == ""
+
+
+def test_documents_lose_the_ids_that_held_facts_lost(conn: Connection, tmp_path: Path) -> None:
+    """Whether the document comes before the tombstone or after it."""
+    visitor, own = "visitor-5ae13c90b7d2", "session-77d0c4e1a9f3"
+    store(conn, event(own, visitor=visitor))
+    store(conn, event("s-bob", visitor=BOB, properties={"by": visitor, "l": [own]}))
+    before = export(conn)
+    assert [json.loads(line)["sessionId"] for line in before] == ["s-bob", own]
+    with immediate(conn):
+        forget(conn, "default", visitor, NOW, anybody=True)
+    bob, grave = export(conn)
+    assert json.loads(bob)["events"][0]["properties"] == {"by": "", "l": [""]}
+    forgotten = {"revision": 0, "finished": True}
+    for number, lines in enumerate(([*before, grave], [grave, *before])):
+        with closing(open_database(tmp_path / f"{number}.db", durability="normal")) as copy:
+            read_in(copy, lines)
+            assert [json.loads(line) | forgotten for line in export(copy)] == [
+                json.loads(line) | forgotten for line in (bob, grave)
+            ]
+            check(copy)
 
 
 def test_what_others_still_use_stays(conn: Connection) -> None:

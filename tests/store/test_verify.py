@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from sidecar.__main__ import main
 from sidecar.canonical import to_json
 from sidecar.model import Campaign, Client, EventFact, Fact, Page
 from sidecar.store import verify as verify_module
@@ -212,6 +216,119 @@ def test_broken_links_are_damage(conn: Connection) -> None:
     assert is_damage(found[0])
     assert not is_damage(Difference("file", "integrity", "", "CHECK constraint failed in web_vitals", None))
     assert is_damage(Difference("file", "integrity", "", "row 1 missing from index", None))
+
+
+def test_a_broken_link_of_a_fact_names_its_row_and_column(conn: Connection) -> None:
+    """Though SQLite tells no row of these tables; the session, which would be derived from it, is left uncertain."""
+    conn.execute("UPDATE events SET visitor_key = 99 WHERE event_name = 'cta'")
+    conn.execute("UPDATE web_vitals SET page_key = 98 WHERE session_key = 2 AND metric = 'LCP'")
+    conn.execute("UPDATE web_vitals SET session_key = 97 WHERE session_key = 1")
+    found = find(conn)
+    assert "events 1 e-cta-5: visitor_key 99 points at no row of anonymous_ids" in found
+    assert "web_vitals 2 LCP v-LCP: page_key 98 points at no row of pages" in found
+    assert "web_vitals 97 LCP v-LCP: session_key 97 points at no row of sessions" in found
+    assert not [line for line in found if "should be 99" in line]
+
+
+DERIVED_LINKS = {
+    "a visitor that has gone": "DELETE FROM visitors WHERE anonymous_id = 'ada'",
+    "a visitor that never was": "UPDATE sessions SET visitor_key = 777 WHERE session_id = 'a'",
+    "all visitors": "DELETE FROM visitors",
+}
+
+
+@pytest.mark.parametrize("name", DERIVED_LINKS)
+def test_the_visitor_of_a_session_is_derived(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """So a link to none is no damage: the command names it, and mends it; the file is as it was then."""
+    path = record_facts(tmp_path / "v.db", facts())
+    with closing(open_database(path)) as opened:
+        before = export(opened)
+        opened.execute("PRAGMA foreign_keys = OFF")
+        opened.execute(DERIVED_LINKS[name])
+    assert run_verify(path) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^sessions 1: visitor_key (1|777) points at no row of visitors$", said, re.MULTILINE), said
+    assert run_verify(path, "--repair") == 0
+    assert "repaired" in capsys.readouterr().out
+    assert run_verify(path) == 0
+    with closing(open_database(path)) as opened:
+        strip = [[line.split('"provisional"')[1] for line in lines] for lines in (before, export(opened))]
+    assert strip[0] == strip[1]
+
+
+def run_verify(path: Path, *options: str) -> int:
+    """`sidecar verify` in this process: its exit code. Anything but an orderly end is raised."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["sidecar", "verify", "--database", str(path), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    if isinstance(code, str):  # as Python does with it at the end of a process
+        print(code, file=sys.stderr)
+        return 1
+    return int(code or 0)
+
+
+def test_a_damaged_file_is_said_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever bytes are damaged: exit 0 or 1, and no traceback; a damaged page is always found."""
+    many = [event(f"s{n}", at=n, visitor=f"v{n % 7}", properties={"n": n, "t": "x" * 90}) for n in range(120)]
+    sound = record_facts(tmp_path / "sound.db", [*facts(), *many]).read_bytes()
+    rng = random.Random(11)
+    pages = len(sound) // 4096
+    codes: list[int] = []
+    for number in range(40):
+        damaged = bytearray(sound)
+        start = 100 if number % 8 == 0 else rng.randrange(pages) * 4096
+        length = rng.choice((1, 8, 64, 2000))
+        offset = rng.choice((0, rng.randrange(4096)))
+        at = min(start + offset, len(sound) - length)
+        damaged[at : at + length] = rng.randbytes(length)
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(damaged)
+        codes.append(run_verify(path, *(["--repair"] if number % 3 == 0 else [])))
+        said = capsys.readouterr()
+        assert re.fullmatch("" if codes[-1] == 0 else r"sidecar: .*\n", said.err), said.err
+        assert "Traceback" not in said.out + said.err
+    assert set(codes) == {0, 1}
+    for number in range(1, pages):
+        damaged = bytearray(sound)
+        damaged[number * 4096 : (number + 1) * 4096] = b"\xff" * 4096
+        path = tmp_path / "page.db"
+        path.write_bytes(damaged)
+        assert run_verify(path) == 1, number
+    path.write_bytes(b"\xff" * 8192)
+    assert run_verify(path) == 1
+    path.write_bytes(sound[:-4096])
+    assert run_verify(path, "--repair") == 1
+
+
+def test_what_it_should_be_is_never_wrong(conn: Connection) -> None:
+    """A visitor is not compared with a session that differs, nor a session with a fact that does; both are said."""
+    right = {name: conn.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall() for name in ("sessions", "visitors")}
+    conn.execute("UPDATE sessions SET started_at = 9000000000000000 WHERE session_id = 'a'")
+    conn.execute("UPDATE events SET campaign_key = 1 WHERE session_key = 2")
+    found = [line for line in find(conn) if not line.startswith("file ")]
+    follows = "differs; what it should be follows from {}, of which something differs, too"
+    assert found == [
+        """events 2 e-page_view-7 campaign_key: stored '["news",null,null,null,null]', should be None""",
+        f"sessions 1 started_at: stored 9000000000000000, should be {START}",
+        f"sessions 2: {follows.format('its facts')}",
+        f"visitors 1: {follows.format('its sessions')}",
+    ]
+    mended = mend(conn)
+    assert f"sessions 1 started_at: was 9000000000000000, is {START}" in mended
+    assert not [line for line in mended if "visitors" in line], "it was right, and stayed so"
+    assert find(conn) == []
+    del right["sessions"]  # these have a new revision
+    assert {name: conn.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall() for name in right} == right
+
+
+def test_a_damaged_key_makes_no_endless_plan(conn: Connection) -> None:
+    """Steps go from row to row, however far apart these are."""
+    conn.execute("INSERT INTO anonymous_ids VALUES (?, 'default', 'far')", (2**63 - 1,))
+    conn.execute("INSERT INTO anonymous_ids VALUES (?, 'default', 'near')", (-(2**63),))
+    assert len([step for step in plan(conn) if step.kind == "visitors"]) == 3
+    assert find(conn) == []
 
 
 def test_ids_of_clients_cannot_steer_a_terminal() -> None:

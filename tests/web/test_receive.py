@@ -231,6 +231,30 @@ def test_a_secret_that_is_no_base64_stops_the_start(upstream: House) -> None:
         Receive(upstream.writer, (), ("whsec_A",), lambda: NOW)
 
 
+def test_lines_that_no_store_can_hold_are_rejected_alone(url: str, upstream: House, lines: list[str]) -> None:
+    """Each with its reason, in a batch that is taken: never a 500, and the store can be exported after it."""
+    of_vital = json.loads(lines[0])["webVitals"][0]
+    broken: list[dict[str, Any]] = [
+        {"webVitals": [of_vital | {"timestamp": "9999-12-31T23:59:59-12:00"}]},
+        {"webVitals": [of_vital | {"value": 10**400}]},
+        {"webVitals": [of_vital | {"delta": 10**400}]},
+        {"version": True},
+        {"version": 1.0},
+    ]
+    sent = [json.dumps(json.loads(lines[0]) | {"events": []} | changed) for changed in broken]
+    response = post(url, pack([*sent, *lines]), len(sent) + 3)
+    reasons = [
+        "timestamp: must be an ISO 8601 time",
+        "value: must be within 2^53",
+        "delta: must be within 2^53",
+        "version: must be 1",
+        "version: must be 1",
+    ]
+    rejected = [{"index": index, "reason": reason} for index, reason in enumerate(reasons)]
+    assert (response.status_code, response.json()) == (200, OK | {"accepted": 3, "rejected": rejected})
+    assert upstream.export() == lines
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
