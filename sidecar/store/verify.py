@@ -28,10 +28,21 @@ from sidecar.store.facts import (
     read_event,
     read_vital,
 )
+from sidecar.store.samples import SESSIONS_A_CHUNK, pack
 
 _CHUNK = 1000  # keys compared in one step: progress moves, and memory stays flat
 _KEY_MAX = 2**63 - 1
-_KINDS = ("file", "links", "pages", "clients", "campaigns", "facts", "sessions", "visitors")  # each needs those before
+_KINDS = (
+    "file",
+    "links",
+    "pages",
+    "clients",
+    "campaigns",
+    "facts",
+    "sessions",
+    "visitors",
+    "samples",
+)  # in order of need
 
 
 class Difference(NamedTuple):
@@ -87,6 +98,7 @@ _TABLES = (
     ("facts", "sessions", "session_key"),
     ("sessions", "sessions", "session_key"),
     ("visitors", "anonymous_ids", "visitor_key"),
+    ("samples", "samples", "chunk"),
 )
 
 
@@ -181,6 +193,8 @@ def _find(conn: Connection, step: Step) -> Iterator[_Finding]:
                 yield from _find_sessions(conn, span)
             case "visitors":
                 yield from _find_visitors(conn, span)
+            case "samples":
+                yield from _find_samples(conn, span)
             case _:
                 yield from _find_shared(conn, _SHARED[step.kind], span)
     except _UNREADABLE as error:
@@ -474,12 +488,29 @@ def _derive_session(key: int, conn: Connection, now: int) -> list[Step]:
     keys = set(conn.execute(visitor, (key,)).fetchone())
     conn.execute(_DERIVE_SESSION, (key, now))
     keys |= set(conn.execute(visitor, (key,)).fetchone())
-    return [Step("visitors", visitor_key, visitor_key) for visitor_key in keys if visitor_key is not None]
+    chunk = key // SESSIONS_A_CHUNK
+    further = [Step("visitors", visitor_key, visitor_key) for visitor_key in keys if visitor_key is not None]
+    return [*further, Step("samples", chunk, chunk)]
 
 
 def _derive_visitor(key: int, conn: Connection, _: int) -> list[Step]:
     conn.execute(_DERIVE_VISITOR, (key,))
     conn.execute(_DROP_VISITOR, (key,))
+    return []
+
+
+def _find_samples(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
+    for chunk, *stored in conn.execute(
+        "SELECT chunk, first_at, last_at, body FROM samples WHERE chunk BETWEEN ? AND ?", span
+    ).fetchall():
+        if tuple(stored) != pack(conn, chunk):
+            said = "is not what its sessions' web vitals make"
+            yield _Finding(Difference("samples", str(chunk), "", said, None), partial(_drop_sample, chunk))
+
+
+def _drop_sample(chunk: int, conn: Connection, _: int) -> list[Step]:
+    """It is made again in the background."""
+    conn.execute("DELETE FROM samples WHERE chunk = ?", (chunk,))
     return []
 
 
