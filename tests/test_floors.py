@@ -23,9 +23,12 @@ ROOMS: dict[str, set[str]] = {
     "store": GROUND,
     "ship": GROUND | {"store"},
     "web": GROUND | {"ingest", "store"},
-    "app": GROUND | {"config", "ingest", "store", "ship", "web"},
+    "daily": GROUND | {"store"},
+    "packing": GROUND | {"store"},
+    "app": GROUND | {"config", "daily", "packing", "ingest", "store", "ship", "web"},
     "demo": GROUND | {"app", "config", "store"},
-    "__main__": GROUND | {"app", "config", "store", "demo"},
+    "parquet": GROUND | {"store"},
+    "__main__": GROUND | {"app", "config", "store", "demo", "parquet"},
     "tracker": set(),
     "__init__": set(),
 }
@@ -39,6 +42,8 @@ ONLY_IN: dict[str, set[str]] = {
     "uvicorn": {"app", "demo"},
     "click": {"__main__"},
     "httpx2": {"ship", "demo"},
+    "obstore": {"ship"},
+    "arro3": {"parquet"},
 }
 
 
