@@ -19,17 +19,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sidecar import __version__
-from sidecar.app import build, describe_status, now_ms, prepare_upstream, run_server, ship_now
+from sidecar.app import build, describe_status, now_ms, prepare_upstream, prune_now, run_server, ship_now
 from sidecar.canonical import from_iso, to_iso
 from sidecar.config import Settings, load_settings, setting_names
 from sidecar.demo import run as run_demo
 from sidecar.errors import SidecarError, StoreError
 from sidecar.model import Outcome
 from sidecar.store.arrivals import read_arrivals
+from sidecar.store.backup import back_up
 from sidecar.store.database import (
+    Connection,
     Error,
     count_erasures,
     empty_wal,
+    file_bytes,
     immediate,
     note_erasure,
     open_database,
@@ -37,29 +40,46 @@ from sidecar.store.database import (
     rewrite,
     snapshot,
 )
-from sidecar.store.documents import CSV_COLUMNS, csv_row, export_lines, list_session_keys, read_facts, read_summary
+from sidecar.store.documents import (
+    CSV_COLUMNS,
+    csv_row,
+    export_lines,
+    list_session_keys,
+    read_facts,
+    read_summary,
+    to_line,
+)
 from sidecar.store.erasure import forget as erase_visitor
-from sidecar.store.explain_text import explain_lines, printable
+from sidecar.store.explain_text import explain_lines, printable, shorten
 from sidecar.store.facts import FactOwner
+from sidecar.store.limit import MEGABYTE, used_bytes
 from sidecar.store.lines import export_tombstones, merge_lines
+from sidecar.store.outbox import discard, requeue, requeue_all, requeue_tombstones
 from sidecar.store.queries import find_sessions
+from sidecar.store.shipping import list_parked, list_refused, read_parked, read_refused
+from sidecar.store.shipping_text import parked_lines, parked_story
 from sidecar.store.verify import Difference, Step, check, is_damage, plan
 from sidecar.store.verify import repair as repair_steps
 
 IMPORT_LINES = 200  # lines a transaction: small enough to let beacons of a running server in between
 ID_MAX = 128  # characters of a visitor's id
 EMPTY_WAL_S = 5.0  # how long `forget` waits for readers of a running server
+PARKED_MAX = 1_000  # parked sessions and refused erasures listed
+REQUEUED_MAX = 500  # a transaction: beacons of a running server get in between
 FINDINGS_MAX = 100  # differences printed; the rest is counted
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr where that is a terminal; the callable advances it by one."""
+def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr where that is a terminal; the callable advances it, by one where no count is given.
+
+    A second argument says the total, where it was not known before.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count=1, known=total: bar.update(task, advance=count, total=known)
 
 
 def _time_option(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -140,15 +160,23 @@ def _output(path: str) -> Iterator[IO[str]]:
 
 
 @cli.command()
-@click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
+@click.option("--format", "form", type=click.Choice(["ndjson", "csv", "parquet"]), default="ndjson", show_default=True)
 @click.option("--since", callback=_time_option, help="Sessions that started at or after this ISO 8601 time.")
 @click.option("--until", callback=_time_option, help="Sessions that started before this ISO 8601 time.")
 @click.option("--funnel", callback=_text_option, help="Sessions of this funnel only.")
-@click.option("--output", default="-", show_default=True, metavar="FILE|-")
+@click.option("--output", default="-", show_default=True, metavar="FILE|-", help="For parquet, a directory.")
 @database_option
 def export(form: str, since: int | None, until: int | None, funnel: str | None, output: str, **given: Any) -> None:
-    """Write session documents: ndjson (whole sessions, can be imported) or csv (one row a session)."""
+    """Write sessions: ndjson (whole documents, can be imported), csv (one row a session), or parquet.
+
+    Parquet is three files in the directory --output: sessions, web_vitals and events.
+    """
     settings = load_settings(**given)
+    if form == "parquet":
+        if output == "-":
+            raise click.UsageError("parquet is three files: name a directory for them with --output")
+        _export_parquet(settings, Path(output), since=since, until=until, funnel_id=funnel)
+        return
     now, timeout_ms = now_ms(), settings.session_timeout_ms
     with closing(open_read_only(settings.database)) as conn, snapshot(conn):
         keys = list(list_session_keys(conn, since=since, until=until, funnel_id=funnel))
@@ -159,11 +187,21 @@ def export(form: str, since: int | None, until: int | None, funnel: str | None, 
                     advance()
                 stream.writelines(line + "\n" for line in export_tombstones(conn, since, until))
                 return
-            table = csv.writer(stream, lineterminator="\n")
+            # As RFC 4180 has it. With "\n" a text with a lone "\r" is not quoted: what follows would be a row, or a formula.
+            table = csv.writer(stream, lineterminator="\r\n")
             table.writerow(CSV_COLUMNS)
             for key in keys:
                 table.writerow(csv_row(read_summary(conn, key, now, timeout_ms)))
                 advance()
+
+
+def _export_parquet(settings: Settings, directory: Path, **filters: Any) -> None:
+    from sidecar.parquet import FILES, export_parquet  # when asked for: it needs packages that others do without
+
+    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+        keys = list(list_session_keys(conn, **filters))
+        with progress("exporting", len(keys) * len(FILES)) as advance:
+            export_parquet(conn, keys, directory, now_ms(), settings.session_timeout_ms, advance=advance)
 
 
 def _batches(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
@@ -182,10 +220,14 @@ def import_documents(file: Path, **given: Any) -> None:
     """
     settings = load_settings(**given)
     counts = dict.fromkeys(Outcome, 0)
+    limit_bytes, full_at = settings.max_database_bytes, None
     source = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
     with source as stream, closing(open_database(settings.database)) as conn, progress("importing", None) as advance:
         first = 1
         for batch in _batches(stream, IMPORT_LINES):
+            if limit_bytes and used_bytes(conn) >= limit_bytes:
+                full_at = first
+                break
             numbered = [(number, line) for number, line in enumerate(batch, first) if line.strip()]
             first += len(batch)
             with immediate(conn):
@@ -203,6 +245,9 @@ def import_documents(file: Path, **given: Any) -> None:
                 with immediate(conn):
                     note_erasure(conn)  # so that this command, run again, or the server at its next start goes on here
     click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    if full_at is not None:
+        full = f"{settings.database} is full (SIDECAR_MAX_DATABASE_MB={settings.max_database_mb})"
+        raise SidecarError(f"{full}: line {full_at} and all after it were not read; import the file again later")
     if counts[Outcome.REJECTED]:
         raise SidecarError(f"{counts[Outcome.REJECTED]} lines were rejected; the others are stored")
     if not emptied:
@@ -213,13 +258,137 @@ def import_documents(file: Path, **given: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="Unfinished sessions, too.")
 @database_option
 def ship(everything: bool, **given: Any) -> None:
-    """Ship finished sessions now, one pass, and say what happened."""
+    """Ship finished sessions now, one pass, and say what happened.
+
+    Interrupted, it ends in order: what was confirmed stays confirmed, and the next pass goes on from there.
+    """
     settings = load_settings(**given)
-    with progress("shipping", None):
-        said, delivered = ship_now(settings, everything=everything)
+    settled = 0
+    try:
+        with progress("shipping", None) as advance:
+
+            def show(done: int, total: int) -> None:
+                nonlocal settled
+                advance(done - settled, total)
+                settled = done
+
+            said, delivered = ship_now(settings, everything=everything, show=show)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {settled} sessions shipped, the others stay for the next pass", err=True)
+        sys.exit(128 + signal.SIGINT)
     click.echo(said)
     if not delivered:
         sys.exit(1)
+
+
+@cli.group()
+def parked() -> None:
+    """What the destination refused for good: look at it, send it again, or give it up.
+
+    A parked session waits for a person, and for a change of the session: that ships it again by itself.
+    """
+
+
+def _not_parked(parked_id: str) -> SidecarError:
+    shown = shorten(printable(parked_id), 60)
+    return SidecarError(f"nothing parked has the ID {shown}: `sidecar parked list` shows what is parked")
+
+
+def _parked_id(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """("", key of a session) or ("t", key of a tombstone). Raises SidecarError where it can be neither."""
+    if value is None:
+        return None
+    kind, digits = ("t", value[1:]) if value.startswith("t") else ("", value)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+        raise _not_parked(value)
+    return kind, int(digits)
+
+
+def _open_existing(database: Path) -> Connection:
+    if not database.exists():
+        raise SidecarError(f"{database}: no such database; `sidecar serve` makes one")
+    return open_database(database)
+
+
+@parked.command("list")
+@database_option
+def parked_list(**given: Any) -> None:
+    """List what is parked, a line each, the longest parked first."""
+    settings = load_settings(**given)
+    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+        found = [*list_parked(conn, most=PARKED_MAX + 1), *list_refused(conn, most=PARKED_MAX + 1)]
+    for line in parked_lines(found[:PARKED_MAX]):
+        click.echo(line)
+    if len(found) > PARKED_MAX:
+        click.echo(f"... and more; {PARKED_MAX} are shown", err=True)
+    if found:
+        click.echo("`sidecar parked show ID` tells all of one; `requeue ID` sends it again", err=True)
+
+
+@parked.command("show")
+@click.argument("parked_id", metavar="ID", callback=_parked_id)
+@click.option("--line", is_flag=True, help="Only the line as it would be sent.")
+@database_option
+def parked_show(parked_id: tuple[str, int], line: bool, **given: Any) -> None:
+    """Tell why one is parked, and show the document that would be sent now."""
+    settings = load_settings(**given)
+    kind, key = parked_id
+    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+        try:
+            found, document = (
+                read_refused(conn, key) if kind else read_parked(conn, key, now_ms(), settings.session_timeout_ms)
+            )
+        except LookupError:
+            raise _not_parked(f"{kind}{key}") from None
+    for text in [to_line(document)] if line else parked_story(found, document):
+        click.echo(text)
+
+
+@parked.command("requeue")
+@click.argument("parked_id", metavar="[ID]", required=False, callback=_parked_id)
+@click.option("--all", "everything", is_flag=True, help="All that is parked.")
+@database_option
+def parked_requeue(parked_id: tuple[str, int] | None, everything: bool, **given: Any) -> None:
+    """Send a parked session, as it is now, with the next pass."""
+    if everything == (parked_id is not None):
+        raise click.UsageError("name one ID, or --all")
+    settings = load_settings(**given)
+    with closing(_open_existing(settings.database)) as conn:
+        if parked_id is None:
+            before, count, done_last = now_ms(), 0, 1
+            while done_last:
+                with immediate(conn):
+                    done_last = requeue_all(conn, before=before, most=REQUEUED_MAX)
+                count += done_last
+            with immediate(conn):
+                count += requeue_tombstones(conn)
+            click.echo(f"{count} requeued: the next pass ships them (`sidecar ship` does one now)")
+            return
+        kind, key = parked_id
+        with immediate(conn):
+            done = bool(requeue_tombstones(conn, key)) if kind else requeue(conn, key)
+    if not done:
+        raise _not_parked(f"{kind}{key}")
+    click.echo(f"{kind}{key} requeued: the next pass ships it (`sidecar ship` does one now)")
+
+
+@parked.command("discard")
+@click.argument("parked_id", metavar="ID", callback=_parked_id)
+@database_option
+def parked_discard(parked_id: tuple[str, int], **given: Any) -> None:
+    """Give a parked session up at the refused revision. It stays here, and a change of it ships again."""
+    settings = load_settings(**given)
+    kind, key = parked_id
+    if kind:
+        raise SidecarError("an erasure cannot be given up: `sidecar parked requeue` sends it again")
+    with closing(_open_existing(settings.database)) as conn, immediate(conn):
+        done = discard(conn, key, now_ms())
+    if not done:
+        raise _not_parked(f"{kind}{key}")
+    click.echo(
+        f"{key} given up at the refused revision: the session stays here, a change of it ships again, "
+        f"and `sidecar parked requeue {key}` takes this back"
+    )
 
 
 @cli.group()
@@ -351,6 +520,47 @@ def forget(visitor_id: str, site: str | None, **given: Any) -> None:
         emptied = empty_wal(conn, EMPTY_WAL_S)
     if not emptied:
         raise SidecarError(f"{settings.database}-wal is being read and holds them still: run this again later")
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go and what is kept for which reason; change nothing.")
+@click.option("--vacuum", is_flag=True, help="Then write the file anew: it shrinks, and beacons wait meanwhile.")
+@database_option
+def prune(dry_run: bool, vacuum: bool, **given: Any) -> None:
+    """Delete sessions older than SIDECAR_RETENTION_DAYS, step by step: beacons of a running server get in between.
+
+    With an upstream only what the destination has confirmed goes. What is freed in the file is used again; the file
+    itself shrinks with --vacuum.
+    """
+    settings = load_settings(**given)
+    with progress("pruning", None) as advance:
+        said = list(prune_now(settings, dry_run=dry_run, vacuum=vacuum and not dry_run, show=advance))
+    for line in said:
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("dest", metavar="DEST", type=click.Path(path_type=Path))
+@database_option
+def backup(dest: Path, **given: Any) -> None:
+    """Copy the database to the file DEST, beside a running server, and check the copy.
+
+    DEST appears whole or not at all; a database that is there is replaced. To restore, stop the server and move the
+    copy to where SIDECAR_DATABASE is, without the files that end in -wal and -shm beside it.
+    """
+    settings = load_settings(**given)
+    started = time.monotonic()
+    copied = 0
+    with progress("copying", None) as advance:
+
+        def show(size: int) -> None:
+            nonlocal copied
+            advance((size - copied) // 1024, file_bytes(settings.database) // 1024)
+            copied = size
+
+        size = back_up(settings.database, dest, show)
+    took_s = time.monotonic() - started
+    click.echo(f"{printable(str(dest))}: {size / MEGABYTE:.1f} MB, checked ({took_s:.1f} s)")
 
 
 @cli.command()

@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from importlib import resources
 from pathlib import Path
@@ -30,18 +30,33 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
-from sidecar.canonical import to_iso_or_number
+from sidecar.canonical import to_iso, to_iso_or_number
 from sidecar.config import Settings
+from sidecar.daily import Daily
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
-from sidecar.ship.shipper import Shipper
+from sidecar.packing import Packer
+from sidecar.ship.shipper import OUTCOMES, Shipper
+from sidecar.ship.sinks import Sink
 from sidecar.ship.sinks.open import open_sink
-from sidecar.store.database import SQLITE_VERSION, file_bytes, open_database, open_read_only
+from sidecar.store.database import (
+    SQLITE_VERSION,
+    Connection,
+    Error,
+    empty_wal,
+    file_bytes,
+    open_database,
+    open_read_only,
+    rewrite,
+    snapshot,
+)
+from sidecar.store.limit import LEVELS, MEGABYTE, Limit, level_of, used_bytes
 from sidecar.store.outbox import set_destination
 from sidecar.store.queries import Filters, Provisional, count_provisional
 from sidecar.store.readers import Readers
-from sidecar.store.shipping import read_session_shipping, read_shipping, read_state
+from sidecar.store.retention import Survey, make_rule, prune, run_pass, survey
+from sidecar.store.shipping import STATES, read_health, read_session_shipping, read_shipping
 from sidecar.store.upkeep import put_subaccounts, read_counts
 from sidecar.store.writer import Writer
 from sidecar.web import pages, read
@@ -53,6 +68,7 @@ from sidecar.web.tidy import Tidy
 
 SHUTDOWN_S = 10  # what open requests get before the server ends
 SCRIPT_MAX_AGE_S = 3600
+EMPTY_WAL_S = 5.0  # how long `prune --vacuum` waits for readers of a running server
 
 log = structlog.get_logger("sidecar")
 
@@ -85,14 +101,18 @@ def _gate(settings: Settings) -> Gate:
     )
 
 
+def _sink(settings: Settings) -> Sink:
+    assert settings.upstream_url is not None  # noqa: S101 - whoever asks has looked
+    return open_sink(settings.upstream_url, token=settings.upstream_token, secrets=settings.upstream_secret)
+
+
 def _shipper(settings: Settings, writer: Writer) -> Shipper | None:
     if settings.upstream_url is None:
         return None
-    sink = open_sink(settings.upstream_url, token=settings.upstream_token, secrets=settings.upstream_secret)
     return Shipper(
         writer,
         settings.database,
-        sink,
+        _sink(settings),
         timeout_ms=settings.session_timeout_ms,
         interval_s=settings.ship_interval_s,
         lines_max=settings.ship_batch_size,
@@ -133,11 +153,19 @@ class Script:
 class Health:
     """`GET /healthz` and `GET /metrics`: what the parts say of themselves."""
 
-    def __init__(self, settings: Settings, writer: Writer, collect: Callable[[], Collect], readers: Readers) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        writer: Writer,
+        collect: Callable[[], Collect],
+        readers: Readers,
+        shipper: Shipper | None,
+    ) -> None:
         self._settings = settings
         self._writer = writer
         self._collect = collect
         self._readers = readers
+        self._shipper = shipper
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -150,9 +178,12 @@ class Health:
         content["queue"] = self._writer.waiting_count
         try:
             with self._readers.snapshot() as conn:
-                content["shipping"] = read_state(conn)
-        except SidecarError as error:
-            content["shipping"] = {"state": "unknown", "reason": str(error)}
+                content["database"] = _describe_size(used_bytes(conn), self._settings)
+                content["shipping"] = read_health(conn, now_ms(), self._settings.session_timeout_ms)
+            if self._shipper and self._shipper.failures_count:
+                content["shipping"]["sentence"] += "; the last pass of shipping failed, the log says why"
+        except (SidecarError, Error) as error:
+            content["shipping"] = {"state": "unknown", "reason": str(error), "sentence": f"unknown: {error}"}
         return JSONResponse(content, status_code=503 if failure else 200, headers={"Cache-Control": "no-store"})
 
     def metrics(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
@@ -174,14 +205,53 @@ class Health:
         yield GaugeMetricFamily("sidecar_queue_tasks", "Tasks waiting to be written.", value=self._writer.waiting_count)
         size = file_bytes(self._settings.database)
         yield GaugeMetricFamily("sidecar_database_bytes", "Size of the file and its WAL.", value=size)
+        limit = self._settings.max_database_bytes
+        yield GaugeMetricFamily("sidecar_database_limit_bytes", "MAX_DATABASE_MB in bytes; 0: none.", value=limit)
         with self._readers.snapshot() as conn:
+            used = used_bytes(conn)
+            yield GaugeMetricFamily("sidecar_database_used_bytes", "Pages that hold something, in bytes.", value=used)
             shipping = read_shipping(conn, now_ms(), self._settings.session_timeout_ms)
         for name, key, text in (
             ("sidecar_sessions_waiting", "waitingSessions", "Finished sessions that are not confirmed."),
             ("sidecar_sessions_confirmed", "confirmedSessions", "Sessions that the destination has confirmed."),
             ("sidecar_sessions_parked", "parkedSessions", "Sessions that the destination refused."),
+            ("sidecar_tombstones_waiting", "waitingTombstones", "Erasures that the destination was not told yet."),
+            ("sidecar_tombstones_refused", "refusedTombstones", "Erasures that the destination refused."),
+            (
+                "sidecar_oldest_unshipped_age_seconds",
+                "oldestWaitingSeconds",
+                "Time since the last change of the session that waits longest; 0 where none waits.",
+            ),
         ):
             yield GaugeMetricFamily(name, text, value=shipping[key])
+        states = GaugeMetricFamily("sidecar_destination_state", "1 for the destination's state.", labels=["state"])
+        for state in STATES:
+            states.add_metric([state], int(state == shipping["state"]))
+        yield states
+        attempts = CounterMetricFamily(
+            "sidecar_ship_attempts", "Attempts at delivery by what came of them, in this process.", labels=["outcome"]
+        )
+        for outcome, count in _attempts(self._shipper).items():
+            attempts.add_metric([outcome], count)
+        yield attempts
+        shipped = CounterMetricFamily(
+            "sidecar_ship_sessions", "Sessions by what the destination said, in this process.", labels=["outcome"]
+        )
+        shipped.add_metric(["confirmed"], self._shipper.confirmed_count if self._shipper else 0)
+        shipped.add_metric(["parked"], self._shipper.parked_count if self._shipper else 0)
+        yield shipped
+
+
+def _describe_size(used: int, settings: Settings) -> dict[str, Any]:
+    """What /healthz says of the file. `state`: `ok`, `nearly full` from the first level on, or `full`."""
+    level = level_of(used, settings.max_database_bytes)
+    state = "full" if level == LEVELS[-1] else "nearly full" if level else "ok"
+    return {"state": state, "usedBytes": used, "limitBytes": settings.max_database_bytes or None}
+
+
+def _attempts(shipper: Shipper | None) -> dict[str, int]:
+    """Attempts at delivery by outcome, since this process began; those of `sidecar ship` are not among them."""
+    return dict(shipper.attempts) if shipper else dict.fromkeys(OUTCOMES.values(), 0)
 
 
 def _error_handler(dashboard: pages.Pages, routes: Callable[[], list[Route]]) -> Callable[..., Any]:
@@ -212,15 +282,31 @@ def build(settings: Settings) -> ASGIApp:
     access = Access(settings.dashboard_token, now_ms, find_address=find_address)
     shipper = _shipper(settings, writer)
     tidy = Tidy(writer)
+    limit = Limit(settings.max_database_bytes)
+    daily = Daily(
+        writer,
+        readers,
+        days=settings.retention_days,
+        upstream=_sink(settings).address if settings.upstream_url is not None else None,
+        timeout_ms=settings.session_timeout_ms,
+        limit=limit,
+        clock=now_ms,
+    )
+
+    async def write(function: Callable[[Connection], Any]) -> Any:
+        return await asyncio.shield(asyncio.wrap_future(writer.call(function)))
+
     tokens = [(entry.token, entry.sites) for entry in settings.receive_token]
-    receive = Receive(writer, tokens, settings.receive_secret, now_ms, tidy=tidy)
+    receive = Receive(writer, tokens, settings.receive_secret, now_ms, tidy=tidy, limit=limit)
     context = read.Context(
         readers=readers,
         access=access,
         clock=now_ms,
         session_timeout_ms=settings.session_timeout_ms,
-        read_shipping=read_shipping,
+        read_shipping=lambda *asked: read_shipping(*asked) | {"attempts": _attempts(shipper)},
         read_session_shipping=read_session_shipping,
+        write=write,
+        tidy=tidy.start,
         tag_funnel=settings.funnels[0].id if settings.funnels else "default",
         tag_key=settings.funnels[0].apiKey if settings.funnels else None,
     )
@@ -234,18 +320,22 @@ def build(settings: Settings) -> ASGIApp:
             writer.call(lambda conn: put_subaccounts(conn, settings.site, subaccounts)).result()
         if shipper is None:
             writer.call(lambda conn: set_destination(conn, None, now_ms())).result()
-        running = asyncio.create_task(shipper.run(), name="shipper") if shipper else None
+        packer = Packer(writer, readers, rest_ms=settings.session_timeout_ms, clock=now_ms)
+        running = [asyncio.create_task(daily.run(), name="daily"), asyncio.create_task(packer.run(), name="packer")]
+        if shipper:
+            running.append(asyncio.create_task(shipper.run(), name="shipper"))
         yield
-        if running:
-            running.cancel()
+        for task in running:
+            task.cancel()
+        for task in running:
             with suppress(asyncio.CancelledError):
-                await running
+                await task
         readers.close()
         await tidy.finish()
         await asyncio.to_thread(writer.close)
 
     dashboard = pages.Pages(context)
-    health = Health(settings, writer, lambda: collect, readers)
+    health = Health(settings, writer, lambda: collect, readers, shipper)
     behind = [Middleware(SafeHeaders), Middleware(Guard, access=access, refuse=read.refuse)]
     routes = [
         Route("/sidecar.js", script.read, methods=["GET"]),
@@ -257,7 +347,7 @@ def build(settings: Settings) -> ASGIApp:
     ]
     handlers = {HTTPException: _error_handler(dashboard, lambda: routes)}
     starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms, tidy=tidy)
+    collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms, tidy=tidy, limit=limit)
     return collect
 
 
@@ -336,8 +426,13 @@ def run_server(app: ASGIApp, settings: Settings) -> None:
         raise SidecarError("could not start")
 
 
-def ship_now(settings: Settings, *, everything: bool) -> tuple[str, bool]:
+def ship_now(
+    settings: Settings, *, everything: bool, show: Callable[[int, int], None] | None = None
+) -> tuple[str, bool]:
     """One pass of shipping by hand: a line for a person, and whether nothing was left waiting.
+
+    `show` is told after each batch how many sessions are settled, and of how many. Cancelled, it ends in order: what
+    was confirmed until then stays confirmed.
 
     Raises ConfigError where there is no upstream, DestinationBusyError where a server is shipping at the moment.
     """
@@ -350,7 +445,7 @@ def ship_now(settings: Settings, *, everything: bool) -> tuple[str, bool]:
         shipper = _shipper(settings, writer)
         assert shipper is not None  # noqa: S101 - UPSTREAM_URL is set
         try:
-            passed = await shipper.ship_once(include_unfinished=everything)
+            passed = await shipper.ship_once(include_unfinished=everything, show=show)
             return passed.sentence, passed.reason is None
         finally:
             await asyncio.to_thread(writer.close)
@@ -380,21 +475,101 @@ def prepare_upstream(settings: Settings, *, only_print: bool) -> list[str]:
     return asyncio.run(sink.prepare())
 
 
+def prune_now(settings: Settings, *, dry_run: bool, vacuum: bool, show: Callable[[int, int], None]) -> Iterator[str]:
+    """Prune by hand, beside a running server or without one: lines for a person, as it goes.
+
+    `show` is told after each step how many sessions have gone in it, and how many there are to go. Raises StoreError.
+    """
+    now, days = now_ms(), settings.retention_days
+    if not days:
+        yield "SIDECAR_RETENTION_DAYS=0: sessions are kept for ever"
+        return
+    upstream = _sink(settings).address if settings.upstream_url is not None else None
+    with closing(open_read_only(settings.database)) as conn, snapshot(conn):
+        rule = make_rule(conn, days=days, upstream=upstream, now=now, timeout_ms=settings.session_timeout_ms)
+        found = survey(conn, rule)
+        used = used_bytes(conn)
+    confirmed = f" and confirmed by {rule.address}" if rule.address else ""
+    yield f"older than {days} days (they ended before {to_iso(rule.before)}){confirmed}: {_describe_going(found)}"
+    for reason, count in found.kept:
+        yield f"kept although as old, {reason}: {count} sessions"
+    if dry_run:
+        yield "nothing was changed"
+        return
+    with closing(open_database(settings.database, durability=settings.durability)) as conn:
+        work = prune(rule, now, run=time.time_ns(), advance=lambda count: show(count, found.sessions))
+        pruned = run_pass(conn, settings.database, work)
+        freed = used - used_bytes(conn)
+        others = f"others waited {pruned.longest_step_s * 1000:.0f} ms at most"
+        yield f"deleted {pruned}; {max(0, freed) / MEGABYTE:.1f} MB are free for what comes; {others}"
+        if vacuum:
+            before = file_bytes(settings.database)
+            rewrite(conn)
+            emptied = empty_wal(conn, EMPTY_WAL_S)
+            waits = "" if emptied else " once nobody reads the WAL any more"
+            smaller = (before - file_bytes(settings.database)) / MEGABYTE
+            yield f"the file was written anew{waits}: {smaller:.1f} MB smaller"
+
+
+def _describe_going(found: Survey) -> str:
+    if found.oldest is None or found.newest is None:
+        return "no session"
+    size = f"some {found.file_bytes / MEGABYTE:.1f} MB"
+    when = f"ended {to_iso(found.oldest)} to {to_iso(found.newest)}"
+    return f"{found.sessions} sessions with {found.facts} facts, {size}, {when}"
+
+
 def _describe_wait(began: Provisional) -> str:
     if began.median_s is None:
         return "no session began with a web vital and got an event"
     return f"{began.median_s:g} s (median), {began.p95_s:g} s (p95) of {began.enriched} that began with a web vital"
 
 
+def _describe_destination(settings: Settings, shipping: dict[str, Any], sessions: int) -> list[tuple[str, str]]:
+    """Where to, and what a change of it means: what is confirmed belongs to one destination."""
+    named = shipping["destination"]
+    lines = [("shipping to", named or "nowhere (SIDECAR_UPSTREAM_URL is not set)")]
+    if settings.upstream_url is not None:
+        try:
+            wanted = _sink(settings).address
+        except ConfigError as error:  # a command that says what is wrong does not end on it
+            return [*lines, ("warning", str(error))]
+        if wanted != named and named is not None:
+            coming = f"with the next pass, to {wanted}: all {sessions} sessions ship to it"
+            return [*lines, ("destination changes", coming)]
+        if wanted != named:
+            lines = [("shipping to", f"{wanted} (with the next pass)")]
+    if named is not None and shipping["formerDestination"] is not None:
+        confirmed = f"{shipping['confirmedSessions']} are confirmed"
+        told = f"all {sessions} sessions ship to the new one, {confirmed}"
+        lines.append(("destination changed", f"{shipping['changedAt']}, from {shipping['formerDestination']}: {told}"))
+    return lines
+
+
+def _describe_parked(shipping: dict[str, Any]) -> str:
+    parked, refused = shipping["parkedSessions"], shipping["refusedTombstones"]
+    erasures = f", {refused} erasure{'' if refused == 1 else 's'} refused" if refused else ""
+    return f"{parked}{erasures}{' (see sidecar parked list)' if parked or refused else ''}"
+
+
+def _describe_use(used: int, limit_bytes: int) -> str:
+    if not limit_bytes:
+        return f"{used / MEGABYTE:.1f} MB, no limit (SIDECAR_MAX_DATABASE_MB is not set)"
+    refused = ", new sessions are refused" if used >= limit_bytes else ""
+    return f"{used / MEGABYTE:.1f} of {limit_bytes / MEGABYTE:.0f} MB ({used * 100 // limit_bytes} %){refused}"
+
+
 def describe_status(settings: Settings) -> list[tuple[str, str]]:
     """Label and text of each line of `sidecar status`. Raises StoreError."""
     with closing(open_read_only(settings.database)) as conn:
+        used = used_bytes(conn)
         counts = read_counts(conn)
         began = count_provisional(conn, Filters(), now_ms(), settings.session_timeout_ms)
         shipping = read_shipping(conn, now_ms(), settings.session_timeout_ms)
     size = file_bytes(settings.database)
     lines = [
         ("database", f"{Path(settings.database).resolve()} ({size / 1e6:.1f} MB with its WAL)"),
+        ("database in use", _describe_use(used, settings.max_database_bytes)),
         ("sqlite", SQLITE_VERSION),
         ("sessions", f"{counts['sessions']}, {counts['provisional']} provisional"),
         ("provisional sessions", f"{began.sessions}, {began.never_enriched} finished without an event"),
@@ -405,14 +580,13 @@ def describe_status(settings: Settings) -> list[tuple[str, str]]:
         ("erased visitors", f"{shipping['tombstones']}, {shipping['waitingTombstones']} not told upstream yet"),
         ("last change", to_iso_or_number(counts["last_change"]) or "never"),
     ]
-    reason = f": {shipping['reason']} (since {shipping['since']})" if shipping["reason"] else ""
     lines += [
-        ("shipping", f"{shipping['state']}{reason}"),
-        ("shipping to", shipping["destination"] or "nowhere (SIDECAR_UPSTREAM_URL is not set)"),
+        ("shipping", shipping["sentence"]),
+        *_describe_destination(settings, shipping, counts["sessions"]),
         ("sessions waiting", f"{shipping['waitingSessions']}, {shipping['unfinishedSessions']} unfinished"),
         ("oldest waiting", shipping["oldestWaiting"] or "none"),
         ("sessions confirmed", str(shipping["confirmedSessions"])),
-        ("sessions parked", str(shipping["parkedSessions"])),
+        ("sessions parked", _describe_parked(shipping)),
         ("last delivery", shipping["confirmedAt"] or "never"),
     ]
     return lines + [("warning", warning) for warning in _warnings(settings)]

@@ -101,6 +101,11 @@ class Settings(BaseModel):
         """Idle time after which a session is finished."""
         return int(self.session_timeout_s * 1000)
 
+    @property
+    def max_database_bytes(self) -> int:
+        """At which new sessions are refused; 0: never."""
+        return self.max_database_mb * 1_000_000
+
     @field_validator("respect_dnt", "require_consent", "keep_bots", mode="before")
     @classmethod
     def _flag(cls, value: Any) -> Any:

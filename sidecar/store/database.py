@@ -6,8 +6,8 @@ module that sqlite-utils uses is the one that everything uses: `pysqlite3` where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ SQLITE_VERSION: str = sqlite3.sqlite_version
 
 BUSY_TIMEOUT_S = 30  # the command line may hold the write lock while the server wants it
 READ_TIMEOUT_S = 5
+COPY_STEPS = 200_000  # of SQLite's own, between two looks at how far a copy is: some 10 ms
 CHECKPOINT_TIMEOUT_S = 0.25  # nothing is written while a checkpoint waits for readers
 
 migrations = Migrations("sidecar")
@@ -205,6 +206,33 @@ def rewrite(conn: Connection) -> None:
                     conn.execute(f"{_ERASURES} = 0")
     except sqlite3.Error as error:
         raise StoreError(f"the file could not be written anew: {error}") from error
+
+
+def copy_into(conn: Connection, path: Path, advance: Callable[[], object]) -> None:
+    """Copy the file of a connection that is in no transaction to `path`, an empty file, and check the copy.
+
+    `advance` is called every so often. Raises sqlite3.Error, or StoreError where the copy is not sound.
+    """
+
+    def go_on() -> int:
+        advance()
+        return 0
+
+    conn.set_progress_handler(go_on, COPY_STEPS)
+    try:
+        conn.execute("VACUUM INTO ?", (str(path),))
+    finally:
+        conn.set_progress_handler(None, 0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        copy.set_progress_handler(go_on, COPY_STEPS)
+        [(said,)] = copy.execute("PRAGMA integrity_check(1)").fetchall()
+    if said != "ok":
+        raise StoreError(f"the copy is not sound: {said}")
+
+
+def probe_write(conn: Connection) -> None:
+    """Write something that changes nothing, in a transaction: it fails where nothing can be stored."""
+    conn.execute(f"{_ERASURES} = {count_erasures(conn)}")
 
 
 @contextmanager

@@ -440,11 +440,12 @@ def merge_documents(conn: Connection, documents: Sequence[Document], now: int) -
         outcomes = [outcome for outcome, _ in stored.outcomes]
         kept = {Outcome.ACCEPTED, Outcome.DUPLICATE}
         same = kept.issuperset(outcomes) and facts_count == len(outcomes)
+        refused = outcomes.count(Outcome.REJECTED)
         revision = next_revision(held, document.revision, same=same, changed=bool(stored.changed), now=now)
-        if revision != held:
+        # Two that ship to each other and hold a session full of different facts would send it round for ever.
+        if revision != held and (stored.changed or not refused):
             conn.execute("UPDATE sessions SET revision = ? WHERE session_key = ?", (revision, session.key))
         conn.execute(_PUT_SUBACCOUNT, (*document.owner[:2], document.subaccount_id, document.revision))
-        refused = outcomes.count(Outcome.REJECTED)
         if refused:
             results.append(_refused(refused))
         elif stored.changed:

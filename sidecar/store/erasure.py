@@ -212,7 +212,7 @@ def _erase(
     for session_key, facts in touched.items():
         _write_loosened(conn, session_key, facts)
     visitors = [key for key in {*names, *hashes} if key is not None]
-    erased = _delete_sessions(conn, gone)
+    erased = delete_sessions(conn, gone)
     conn.execute(_DERIVE, (json.dumps(list(touched)), json.dumps(visitors), now))
     _drop_unused(conn, shared)
     return erased, hashes
@@ -254,7 +254,8 @@ def _write_loosened(conn: Connection, session_key: int, facts: Iterable[Fact]) -
             conn.execute(_LOOSEN_VITAL, (*said, *size))
 
 
-def _delete_sessions(conn: Connection, gone: list[int]) -> Erased:
+def delete_sessions(conn: Connection, gone: list[int]) -> Erased:
+    """Delete sessions with their facts, after `outbox.release`; their visitors are still to be derived."""
     keys = json.dumps(gone)
     counts = [
         conn.execute(f"DELETE FROM {table} WHERE session_key IN (SELECT value FROM json_each(?))", (keys,)).rowcount

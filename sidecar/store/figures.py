@@ -29,6 +29,7 @@ CORE = ("LCP", "INP", "CLS")  # Core Web Vitals: https://web.dev/articles/vitals
 SAMPLES_MIN = 10  # fewer say little: shown, and greyed
 UNKNOWN = "unknown"  # a device or country that nothing is known of, as a filter
 POINTS_MAX = 400  # of a series
+ONLINE_MS = 5 * 60_000  # a visitor with a fact this recent is online
 _DAY_MS = 86_400_000
 
 
@@ -124,11 +125,14 @@ class FunnelFigures(NamedTuple):
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
-def _session_conditions(scope: Scope) -> str:
-    """What a session `s` has to be, but for the time."""
-    found = [
-        "s.first_client_key IS NULL OR s.first_client_key NOT IN (SELECT client_key FROM clients WHERE bot IS NOT NULL)"
-    ]
+_NO_BOT = (
+    "s.first_client_key IS NULL OR s.first_client_key NOT IN (SELECT client_key FROM clients WHERE bot IS NOT NULL)"
+)
+
+
+def session_conditions(scope: Scope, *, bots: bool = False) -> str:
+    """What a session `s` has to be, but for the time and the page; a bot only where `bots` are wanted."""
+    found = ["true" if bots else _NO_BOT]
     if scope.site is not None or scope.funnel_id is not None:
         found.append(
             """s.funnel_key IN (SELECT funnel_key FROM funnels
@@ -147,8 +151,18 @@ def _session_conditions(scope: Scope) -> str:
 
 
 _ON_PAGE = "{alias}.page_key IN (SELECT page_key FROM pages WHERE path = :page)"
-_HAS_PAGE = f"""(EXISTS (SELECT 1 FROM events AS e WHERE e.session_key = s.session_key AND {_ON_PAGE.format(alias="e")})
-OR EXISTS (SELECT 1 FROM web_vitals AS w WHERE w.session_key = s.session_key AND {_ON_PAGE.format(alias="w")}))"""
+# Facts have no index on pages. Those of a period lie close together, for sessions are numbered as they arrive: reading
+# them in a row takes 0.3 s where 400,000 sessions are looked up in 1.7 s.
+_SESSIONS_ON = """
+WITH span AS MATERIALIZED (
+    SELECT min(session_key) AS low, max(session_key) AS high FROM sessions
+    WHERE started_at >= :since AND started_at < :until)
+SELECT e.session_key FROM span CROSS JOIN events AS e ON e.session_key BETWEEN span.low AND span.high
+WHERE e.page_key IN (SELECT page_key FROM pages WHERE path = :page)
+UNION ALL
+SELECT w.session_key FROM span CROSS JOIN web_vitals AS w ON w.session_key BETWEEN span.low AND span.high
+WHERE w.page_key IN (SELECT page_key FROM pages WHERE path = :page)"""
+HAS_PAGE = f"s.session_key IN ({_SESSIONS_ON})"
 
 # A bounce: at most one page view, and no other event but session_end.
 _BOUNCE = """(s.page_views <= 1 AND (s.events_count = s.page_views OR NOT EXISTS (
@@ -178,12 +192,12 @@ class Sessions:
     def __init__(self, conn: Connection, scope: Scope) -> None:
         self._conn = conn
         self._scope = scope
-        where = f"s.started_at >= :since AND s.started_at < :until AND {_session_conditions(scope)}"
+        where = f"s.started_at >= :since AND s.started_at < :until AND {session_conditions(scope)}"
         self._chosen = f"FROM sessions AS s WHERE {where}"
-        if scope.page is not None:  # looked for once, for it takes two seeks a session
+        if scope.page is not None:  # looked for once
             self._run("DROP TABLE IF EXISTS temp.on_page")
             self._run("CREATE TEMP TABLE on_page (session_key INTEGER PRIMARY KEY)")
-            self._run(f"INSERT INTO temp.on_page SELECT s.session_key {self._chosen} AND {_HAS_PAGE}")
+            self._run(f"INSERT INTO temp.on_page SELECT s.session_key {self._chosen} AND {HAS_PAGE}")
             self._chosen = "FROM temp.on_page AS o CROSS JOIN sessions AS s ON s.session_key = o.session_key"
         self._counted_clients = False
 
@@ -296,6 +310,27 @@ class Sessions:
                 f"""INSERT INTO temp.counted_{which} SELECT k, n FROM temp.counted_same WHERE true
                 ON CONFLICT (k) DO UPDATE SET n = n + excluded.n"""
             )
+
+
+def count_online(conn: Connection, scope: Scope, now: int) -> int:
+    """Visitors with a fact in the last five minutes (`now` in ms), whatever the period; clocks may be ahead."""
+    on_page = "" if scope.page is None else f" AND ({' OR '.join(map(_has_page_in, ('events', 'web_vitals')))})"
+    sql = f"""SELECT count(*) FROM visitors AS v INDEXED BY visitors_by_last_seen
+    WHERE v.last_seen >= :now - :online AND EXISTS (
+        SELECT 1 FROM sessions AS s WHERE s.visitor_key = v.visitor_key
+        AND s.ended_at BETWEEN :now - :online AND :now + :online AND {session_conditions(scope)}{on_page})"""
+    found: int = conn.execute(sql, scope._asdict() | {"now": now, "online": ONLINE_MS}).fetchone()[0]
+    return found
+
+
+def _has_page_in(table: str) -> str:
+    return f"EXISTS (SELECT 1 FROM {table} AS f WHERE f.session_key = s.session_key AND {_ON_PAGE.format(alias='f')})"
+
+
+def latest_start(conn: Connection) -> int | None:
+    """When the latest session began (ms); None where there is none at all."""
+    found: int | None = conn.execute("SELECT max(started_at) FROM sessions").fetchone()[0]
+    return found
 
 
 def _median(counted: list[tuple[int, int]], total: int) -> float:

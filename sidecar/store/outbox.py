@@ -209,25 +209,32 @@ def draft_batch(
     timeout_ms: int,
     bytes_max: int = BATCH_BYTES_MAX,
     ceiling: int | None = None,
+    rest: Callable[[], object] | None = None,
 ) -> Draft | None:
     """The next batch, oldest revision first, of one site; None where nothing waits. Call it inside a snapshot.
 
     Tombstones come first, in batches of their own: an erasure does not wait behind sessions, nor for them to finish.
     `ceiling`: unfinished sessions up to that revision as well. A batch closes at `lines_max` sessions or before
-    `bytes_max` (unpacked); one larger session is a batch of its own.
+    `bytes_max` (unpacked); one larger session is a batch of its own. `rest` is called after each line.
     """
     waiting = conn.execute(_TOMBSTONES, (_WALK_FACTOR * lines_max,)).fetchall()
     if waiting:
         graves = ((None, key, revision, site) for key, revision, site in waiting)
-        return _fill(graves, lambda _, key: to_line(tombstone_object(read_tombstone(conn, key))), lines_max, bytes_max)
+        return _fill(
+            graves, lambda _, key: to_line(tombstone_object(read_tombstone(conn, key))), lines_max, bytes_max, rest
+        )
     low, high = finished_ranges(now, timeout_ms)
     ranges = (low, high) if ceiling is None else ((-1, max(low[1], ceiling + 1)), high)
     sessions = ((key, None, revision, site) for key, revision, site in _walk(conn, ranges, _WALK_FACTOR * lines_max))
-    return _fill(sessions, lambda key, _: to_line(read_session(conn, key, now, timeout_ms)), lines_max, bytes_max)
+    return _fill(sessions, lambda key, _: to_line(read_session(conn, key, now, timeout_ms)), lines_max, bytes_max, rest)
 
 
 def _fill(
-    candidates: Iterable[tuple[Any, Any, int, str]], write: Callable[[Any, Any], str], lines_max: int, bytes_max: int
+    candidates: Iterable[tuple[Any, Any, int, str]],
+    write: Callable[[Any, Any], str],
+    lines_max: int,
+    bytes_max: int,
+    rest: Callable[[], object] | None,
 ) -> Draft | None:
     """A draft of the first candidates (session key, tombstone key, revision, site) of the first one's site."""
     lines: list[Line] = []
@@ -243,6 +250,8 @@ def _fill(
         lines.append(Line(session_key, tombstone_key, revision, text))
         if len(lines) == lines_max:
             break
+        if rest is not None:
+            rest()
     return None if batch_site is None else freeze(batch_site, lines)
 
 
@@ -426,6 +435,12 @@ def requeue(conn: Connection, session_key: int) -> bool:
         (session_key,),
     )
     return bool(conn.execute("DELETE FROM parked WHERE session_key = ?", (session_key,)).rowcount)
+
+
+def requeue_all(conn: Connection, *, before: int, most: int) -> int:
+    """`requeue` for at most `most` sessions that were parked until `before` (ms) and not discarded; how many."""
+    sql = "SELECT session_key FROM parked WHERE discarded_at IS NULL AND parked_at <= ? LIMIT ?"
+    return sum(requeue(conn, key) for (key,) in conn.execute(sql, (before, most)).fetchall())
 
 
 def requeue_tombstones(conn: Connection, tombstone_key: int | None = None) -> int:

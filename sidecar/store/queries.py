@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 from sidecar.canonical import number
 from sidecar.errors import SidecarError
-from sidecar.model import LIMITS, rate
 from sidecar.store.database import Connection, rows
+from sidecar.store.figures import ONLINE_MS, Sample, Scope
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 500
-ONLINE_MS = 5 * 60_000
 PERCENTILE_METRICS = ("LCP", "INP", "CLS", "FCP", "TTFB")  # FID is kept, but no longer a figure
 Row = dict[str, Any]
 
@@ -185,11 +184,6 @@ def list_funnels(conn: Connection, *, most: int) -> list[tuple[str, str]]:
     return conn.execute("SELECT site, funnel_id FROM funnels ORDER BY site, funnel_id LIMIT ?", (most,)).fetchall()
 
 
-def has_sessions(conn: Connection) -> bool:
-    """Whether anything has arrived at all."""
-    return bool(conn.execute("SELECT EXISTS (SELECT 1 FROM sessions)").fetchone()[0])
-
-
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 _COUNT_SESSIONS = """
@@ -298,52 +292,21 @@ def _share(part: float, whole: int) -> float | None:
     return number(round(part / whole, 6)) if whole else None
 
 
-# A fact within [since, until) is in a session that starts before `until` and ends at or after `since`. Sessions are
-# read in the order of the table, for so lie the vitals: 60 ms for a fortieth of 200,000 vitals, 290 by that on funnels.
-_COUNT_VITALS = """
-SELECT count(*), coalesce(sum(v.value <= :good), 0), coalesce(sum(v.value > :good AND v.value <= :fair), 0)
-FROM sessions AS s NOT INDEXED
-CROSS JOIN web_vitals AS v ON v.session_key = s.session_key AND v.metric = :metric
-LEFT JOIN clients AS c ON c.client_key = s.first_client_key
-WHERE c.bot IS NULL AND s.started_at < :until AND s.ended_at >= :since
-AND v.timestamp >= :since AND v.timestamp < :until
-AND (v.metric <> 'TTFB' OR coalesce(v.navigation_type, '') NOT IN ('back-forward-cache', 'soft-navigation'))
-AND s.funnel_key IN (SELECT funnel_key FROM funnels
-                     WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))"""
-
-_VITAL_AT = """
-SELECT v.value
-FROM sessions AS s NOT INDEXED
-CROSS JOIN web_vitals AS v ON v.session_key = s.session_key AND v.metric = :metric
-LEFT JOIN clients AS c ON c.client_key = s.first_client_key
-WHERE c.bot IS NULL AND s.started_at < :until AND s.ended_at >= :since
-AND v.timestamp >= :since AND v.timestamp < :until
-AND (v.metric <> 'TTFB' OR coalesce(v.navigation_type, '') NOT IN ('back-forward-cache', 'soft-navigation'))
-AND s.funnel_key IN (SELECT funnel_key FROM funnels
-                     WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))
-ORDER BY v.value LIMIT 1 OFFSET :position"""
-
-
 def percentile_vitals(conn: Connection, filters: Filters) -> dict[str, dict[str, Any]]:
     """{metric: {p75, rating, count, good, needsImprovement, poor}} over metric instances, by their own timestamps.
 
     Nearest rank: the value at position ceil(0.75 n). p75 (ms; CLS no unit) and rating are None where count is 0.
-    Call it inside a snapshot: it counts first, and then takes the value at a position.
     """
-    figures: dict[str, dict[str, Any]] = {}
-    for metric in PERCENTILE_METRICS:
-        good_to, fair_to = LIMITS[metric]
-        bound = filters.bind() | {"metric": metric, "good": good_to, "fair": fair_to}
-        count, good, fair = conn.execute(_COUNT_VITALS, bound).fetchone()
-        p75 = None
-        if count:
-            p75 = conn.execute(_VITAL_AT, bound | {"position": (3 * count + 3) // 4 - 1}).fetchone()[0]
-        figures[metric] = {
-            "p75": None if p75 is None else number(p75),
-            "rating": None if p75 is None else rate(metric, p75),
-            "count": count,
-            "good": good,
-            "needsImprovement": fair,
-            "poor": count - good - fair,
+    since, until = (filters.bind()[name] for name in ("since", "until"))
+    found = Sample(conn, Scope(since, until, filters.site, filters.funnel_id)).split()[0]
+    return {
+        metric: {
+            "p75": one.p75,
+            "rating": one.rating,
+            "count": one.samples,
+            "good": one.good,
+            "needsImprovement": one.fair,
+            "poor": one.poor,
         }
-    return figures
+        for metric, one in found.items()
+    }

@@ -11,13 +11,16 @@ Tombstones stay for ever: they have to refuse what was erased for ever. So do fu
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
+from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sidecar.store import outbox, sweep
-from sidecar.store.database import Connection, immediate, rows, snapshot
+from sidecar.store.database import Connection, immediate, open_read_only, rows, snapshot
 from sidecar.store.erasure import Erased, delete_sessions
 from sidecar.store.limit import used_bytes
 from sidecar.store.outbox import finished_ranges, read_destination
@@ -29,7 +32,7 @@ LOOKED_AT_MAX = 1000  # sessions a step looks at
 NOTES_A_STEP = 2000
 STEP_S = 0.03  # what a step should take
 FACTS_FIRST = 500  # facts of the first step; then what fits into STEP_S
-FACTS_LEAST, FACTS_MOST = 50, 10_000
+FACTS_LEAST, FACTS_MOST = 50, 4000
 
 
 class Rule(NamedTuple):
@@ -104,7 +107,8 @@ SELECT s.session_key, s.started_at, s.visitor_key, s.vitals_count + s.events_cou
 FROM sessions AS s WHERE (s.started_at, s.session_key) > (:started_at, :session_key) AND s.started_at < :before
 ORDER BY s.started_at, s.session_key LIMIT :most"""
 _FACTS = "SELECT (SELECT count(*) FROM web_vitals) + (SELECT count(*) FROM events)"
-_DERIVE_VISITORS = "INSERT INTO derivations (sessions, with_events, moved, visitors, now) VALUES ('[]', '[]', '[]', ?, ?)"
+_DERIVE_VISITORS = """
+INSERT INTO derivations (sessions, with_events, moved, visitors, now) VALUES ('[]', '[]', '[]', ?, NULL)"""
 
 
 def _parameters(conn: Connection, rule: Rule) -> dict[str, int]:
@@ -156,7 +160,7 @@ def prune_step(conn: Connection, rule: Rule, after: tuple[int, int], facts_max: 
     if gone:
         outbox.release(conn, gone, rule.now)
         erased = delete_sessions(conn, gone)
-        conn.execute(_DERIVE_VISITORS, (json.dumps(sorted(visitors)), rule.now))
+        conn.execute(_DERIVE_VISITORS, (json.dumps(sorted(visitors)),))
     return Step(erased, None if over else after)
 
 
@@ -193,7 +197,10 @@ class Pace:
 
 
 class Pruned(NamedTuple):
-    """What a pass deleted. `unused`: rows of what facts shared; `notes`: settled batches and receipts."""
+    """What a pass deleted. `unused`: rows of what facts shared; `notes`: settled batches and receipts.
+
+    `longest_step_s`: for how long nobody else could write, with COMMIT where a command does it.
+    """
 
     sessions: int = 0
     web_vitals: int = 0
@@ -204,16 +211,102 @@ class Pruned(NamedTuple):
 
     def __str__(self) -> str:
         said = f"{self.sessions} sessions, {self.web_vitals} web vitals, {self.events} events"
-        return f"{said}, {self.unused} pages, clients, campaigns and visitor ids that nothing is left of"
+        return f"{said}; {self.unused} pages, clients, campaigns and visitor ids of which nothing is left"
 
 
-# A piece of a pass. Either a function of a connection to be run in a transaction, outside of any, or on a snapshot of a
-# read-only connection. Its result is given back to the generator.
+class Where(Enum):
+    """Where a piece of a pass is to be run."""
+
+    TRANSACTION = "in a write transaction"
+    ALONE = "on a connection in no transaction: it has transactions of its own"
+    SNAPSHOT = "on a read-only snapshot, beside whoever writes"
+
+
 class Piece(NamedTuple):
-    """One thing to do: where, and what. Its result goes back into the generator; then it is paused for `pause_s`."""
+    """One thing to do, `pause_s` after the one before."""
 
-    where: str  # 'transaction', 'alone' (the function has transactions of its own), 'snapshot'
+    where: Where
     function: Callable[[Connection], Any]
+    pause_s: float = 0.0
 
 
-Pass = Iterator[Piece]
+Pass = Generator[Piece, Any, Pruned]
+
+
+def prune(rule: Rule | None, now: int, *, run: int, advance: Callable[[int], object] = lambda _: None) -> Pass:
+    """One pass, as pieces for whoever holds the connections; the result of each is sent back into the generator.
+
+    `rule` None: no session goes. `run`: a number that no other pass has. `advance` is called with the sessions of each
+    step. What shares nothing with a fact any more goes at the end, also what a killed pass has left.
+    """
+    pace, pruned, after = Pace(), Pruned(), BEGIN if rule else None
+    pause_s = 0.0
+    while rule and after:
+        work = partial(_timed, partial(_prune_and_sweep, rule=rule, after=after, facts_max=pace.facts_max, run=run))
+        step, took_s = yield Piece(Where.TRANSACTION, work, pause_s)
+        pause_s = pace.note(took_s)
+        erased, after = step.erased, step.after
+        pruned = Pruned(*(sum(pair) for pair in zip(pruned[:3], erased, strict=True)))
+        advance(erased.sessions)
+    notes = NOTES_A_STEP
+    while notes >= NOTES_A_STEP:
+        notes = yield Piece(Where.TRANSACTION, partial(prune_notes, now=now), pause_s)
+        pruned = pruned._replace(notes=pruned.notes + notes)
+    if (yield Piece(Where.SNAPSHOT, sweep.is_left)):
+        dropped = yield from _sweep(run, pace)
+        pruned = pruned._replace(unused=dropped)
+    return pruned._replace(longest_step_s=pace.longest_s)
+
+
+def _prune_and_sweep(conn: Connection, *, rule: Rule, after: tuple[int, int], facts_max: int, run: int) -> Step:
+    step = prune_step(conn, rule, after, facts_max)
+    if step.erased.sessions and not sweep.goes_on(conn, run):
+        sweep.begin(conn, run)  # in the same transaction: so a kill leaves the note that something is to be swept
+    return step
+
+
+def _sweep(run: int, pace: Pace) -> Generator[Piece, Any, int]:
+    yield Piece(Where.TRANSACTION, partial(sweep.begin, run=run))
+    found: list[sweep.Unused] = yield Piece(Where.SNAPSHOT, sweep.find_unused)
+    dropped, pause_s = 0, 0.0
+    for part in (part for unused in found for part in unused.parts):
+        count, took_s = yield Piece(Where.ALONE, partial(_timed, partial(sweep.drop, run=run, unused=part)), pause_s)
+        pause_s = pace.note(took_s)
+        if count is None:
+            return dropped  # another process has begun a sweep since: it finds the rest
+        dropped += count
+    yield Piece(Where.TRANSACTION, partial(sweep.finish, run=run))
+    return dropped
+
+
+def _timed(function: Callable[[Connection], Any], conn: Connection) -> tuple[Any, float]:
+    started = time.monotonic()
+    result = function(conn)
+    return result, time.monotonic() - started
+
+
+def run_pass(conn: Connection, path: Path, work: Pass) -> Pruned:
+    """Do all of a pass on one writable connection to the file at `path`, beside whoever else writes to it.
+
+    They get as much time as each piece took with its COMMIT: who waits for the lock polls for it.
+    """
+    result: Any = None
+    took_s = longest_s = 0.0
+    while True:
+        try:
+            piece = work.send(result)
+        except StopIteration as end:
+            pruned: Pruned = end.value
+            return pruned._replace(longest_step_s=longest_s)
+        time.sleep(max(piece.pause_s, took_s))
+        started = time.monotonic()
+        if piece.where is Where.TRANSACTION:
+            with immediate(conn):
+                result = piece.function(conn)
+        elif piece.where is Where.ALONE:
+            result = piece.function(conn)
+        else:
+            with closing(open_read_only(path)) as reading, snapshot(reading):
+                result = piece.function(reading)
+        took_s = 0.0 if piece.where is Where.SNAPSHOT else time.monotonic() - started
+        longest_s = max(longest_s, took_s)

@@ -22,7 +22,9 @@ SELECT count(*) FROM (SELECT 1 FROM sessions WHERE revision > shipped_revision A
 LIMIT ?)"""
 _COUNT_ERASURES = """
 SELECT count(*) FROM (SELECT 1 FROM tombstones WHERE revision > shipped_revision LIMIT ?)"""
-_COUNT_REFUSED = "SELECT count(*) FROM (SELECT 1 FROM parked WHERE discarded_at IS NULL LIMIT ?)"
+_COUNT_REFUSED = """
+SELECT (SELECT count(*) FROM (SELECT discarded_at FROM parked LIMIT ?1) WHERE discarded_at IS NULL)
+    + (SELECT count(*) FROM (SELECT refusal FROM tombstones LIMIT ?1) WHERE refusal IS NOT NULL)"""
 _OLDEST = """
 SELECT revision FROM sessions WHERE revision > shipped_revision AND revision > ?1 AND revision < ?2
 ORDER BY revision LIMIT 1"""
@@ -31,7 +33,7 @@ _COUNT_PARKED = """
 SELECT count(*) FILTER (WHERE p.discarded_at IS NULL), count(*) FILTER (WHERE s.revision <= s.shipped_revision)
 FROM parked AS p JOIN sessions AS s ON s.session_key = p.session_key"""
 
-_FORMER = "SELECT address, since FROM destinations WHERE current = 0 ORDER BY since DESC LIMIT 1"
+_FORMER = "SELECT address, max(since) FROM destinations WHERE current = 0"  # SQLite: the address of that row
 _LAST_BATCHES = """
 SELECT batch_id, site, lines_count, body_bytes, attempts, state, claimed_at, settled_at, answer
 FROM batches ORDER BY batch_key DESC LIMIT ?"""
@@ -96,11 +98,11 @@ def read_shipping(conn: Connection, now: int, timeout_ms: int) -> dict[str, Any]
     graves = count_tombstones(conn)
     refused = parked + graves["refusedTombstones"]
     told = Waiting(waiting, oldest[0] if oldest else None, graves["waitingTombstones"], refused)
-    former = conn.execute(_FORMER).fetchone() or (None, None)
+    former, changed_at = conn.execute(_FORMER).fetchone()
     return {
         "destination": None if destination is None or off else destination.address,
-        "formerDestination": former[0],
-        "changedAt": to_iso(former[1]),
+        "formerDestination": former,
+        "changedAt": to_iso(changed_at),
         **read_state(conn),
         "sentence": say_state(destination, told, now),
         "nextAttemptAt": to_iso(destination.next_attempt_at)

@@ -112,7 +112,7 @@ def parked_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in found:
         cells = {**row}
         if "visitorHash" in row:
-            cells["sessionId"] = f"(erasure of a visitor, hash {row['visitorHash'][:12]})"
+            cells["sessionId"] = f"(an erasure: visitor hash {row['visitorHash'][:12]})"
         table.append([_cell(cells.get(name), _REASON_MAX if name == "reason" else _ID_MAX) for _, name in _COLUMNS])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:

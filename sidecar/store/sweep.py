@@ -101,7 +101,7 @@ def drop(conn: Connection, run: int, unused: Unused) -> int | None:
     """
     column, _ = SHARED[unused.table]
     with _unlinked(conn), immediate(conn):
-        if not _goes_on(conn, run):
+        if not goes_on(conn, run):
             return None
         return int(
             conn.execute(
@@ -114,11 +114,12 @@ def drop(conn: Connection, run: int, unused: Unused) -> int | None:
 
 def finish(conn: Connection, run: int) -> None:
     """Stop noting, where the sweep is still this one; in a transaction."""
-    if _goes_on(conn, run):
+    if goes_on(conn, run):
         end(conn)
 
 
-def _goes_on(conn: Connection, run: int) -> bool:
+def goes_on(conn: Connection, run: int) -> bool:
+    """Whether this sweep goes on: it was begun, and no other has been since."""
     if not is_left(conn):
         return False
     return conn.execute("SELECT 1 FROM sweeping WHERE kind = 'run' AND key = ?", (run,)).fetchone() is not None

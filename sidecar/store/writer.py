@@ -26,7 +26,8 @@ Work = Callable[[Connection, Sequence[Any]], Sequence[Any]]
 class Task(NamedTuple):
     """One thing to do in a transaction. Neighbours with the same `work` are done in one call, one payload each.
 
-    `settle(result, error)` is called after COMMIT, in the writer's thread.
+    `settle(result, error)` is called after COMMIT, in the writer's thread. A result that is an UnavailableError is the
+    error of its task: what was done for the others is kept.
     """
 
     work: Work
@@ -162,7 +163,10 @@ class Writer:
         self.groups_count += 1
         self.tasks_count += len(group)
         for task, result in zip(group, results, strict=True):
-            task.settle(result, None)
+            if isinstance(result, UnavailableError):
+                task.settle(None, result)
+            else:
+                task.settle(result, None)
 
     def _transaction(self, group: list[Task]) -> list[Any]:
         results: list[Any] = []

@@ -23,10 +23,11 @@ from sidecar.ingest.enrich import DEFAULT_FUNNEL, Rules, Source, enrich
 from sidecar.ingest.wire import Item, parse_events, parse_web_vitals
 from sidecar.model import Outcome, Rejection
 from sidecar.store.arrivals import Refused
-from sidecar.store.facts import Recorded, Recording, record
+from sidecar.store.facts import Recorded, Recording
+from sidecar.store.limit import Limit
 from sidecar.store.tombstones import ERASED
 from sidecar.store.upkeep import put_salt
-from sidecar.store.writer import Task, Writer
+from sidecar.store.writer import Task, Work, Writer
 from sidecar.web import forget
 from sidecar.web.gate import Gate
 from sidecar.web.tidy import Tidy
@@ -119,9 +120,10 @@ class Mailbox:
     what sockets have ready, some 10 us for a beacon that comes alone.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer, record: Work) -> None:
         self._loop = loop
         self._writer = writer
+        self._record = record
         self._tasks: list[Task] = []
         self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._woken = False
@@ -131,7 +133,7 @@ class Mailbox:
         waiter: asyncio.Future[Recorded] = self._loop.create_future()
         if not self._tasks:
             self._loop.call_soon(self._loop.call_soon, self._loop.call_soon, self._hand_over)
-        self._tasks.append(Task(record, recording, partial(self._post, waiter)))
+        self._tasks.append(Task(self._record, recording, partial(self._post, waiter)))
         return waiter
 
     def _hand_over(self) -> None:
@@ -187,7 +189,10 @@ class SessionLog:
 
 
 class Collect:
-    """The track routes; everything else goes to `app`. `clock` gives ms since the epoch; `tidy` is the writer's."""
+    """The track routes; everything else goes to `app`.
+
+    `clock` gives ms since the epoch; `tidy` and `limit` are the writer's.
+    """
 
     def __init__(
         self,
@@ -198,9 +203,11 @@ class Collect:
         gate: Gate,
         clock: Callable[[], int],
         tidy: Tidy | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self._app = app
         self._writer = writer
+        self._limit = limit or Limit(0)
         self._rules = rules
         self._gate = gate
         self._clock = clock
@@ -354,7 +361,7 @@ class Collect:
 
     async def _submit(self, recording: Recording) -> Recorded:
         if self._mailbox is None:
-            self._mailbox = Mailbox(asyncio.get_running_loop(), self._writer)
+            self._mailbox = Mailbox(asyncio.get_running_loop(), self._writer, self._limit.record)
         recorded = await self._mailbox.send(recording)
         if recorded.opened:
             self._session_log.say(recorded.opened)

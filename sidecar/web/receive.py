@@ -26,7 +26,8 @@ from sidecar.errors import DocumentError, ReceiptError, UnavailableError
 from sidecar.model import Outcome
 from sidecar.signing import is_fresh, read_secret, verify
 from sidecar.store.database import Connection, count_erasures
-from sidecar.store.documents import LineResult
+from sidecar.store.documents import Document, LineResult
+from sidecar.store.limit import Limit
 from sidecar.store.lines import Line, merge, read_line, site_of
 from sidecar.store.writer import Writer
 from sidecar.web.tidy import Tidy
@@ -55,7 +56,7 @@ class Receive:
     """The endpoint, as an ASGI application. `tokens` pair a token with the sites it may write (None: any).
 
     `secrets` check signatures, where there are any. `clock` gives ms since the epoch. `tidy` is the writer's, for what
-    tombstones erase. Raises ValueError where a secret is no base64.
+    tombstones erase; so is `limit`. Raises ValueError where a secret is no base64.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Receive:
         clock: Callable[[], int],
         *,
         tidy: Tidy | None = None,
+        limit: Limit | None = None,
         packed_max: int = PACKED_MAX,
         unpacked_max: int = UNPACKED_MAX,
     ) -> None:
@@ -76,6 +78,7 @@ class Receive:
             read_secret(secret)
         self._clock = clock
         self._tidy = tidy or Tidy(writer)
+        self._limit = limit or Limit(0)
         self._packed_max = packed_max
         self._unpacked_max = unpacked_max
         self._turn = asyncio.Semaphore(TOGETHER_MAX)
@@ -200,7 +203,7 @@ class Receive:
 
     async def _apply(self, parcel: _Parcel, now: int) -> str:
         """Merge in one transaction. Shielded: a future cancelled under the writer would end its thread."""
-        future = self._writer.call(lambda conn: apply(conn, parcel, now))
+        future = self._writer.call(lambda conn: apply(conn, parcel, now, self._limit))
         answer, erased = await asyncio.shield(asyncio.wrap_future(future))
         if erased:
             await self._tidy.start()
@@ -209,15 +212,17 @@ class Receive:
         return answer
 
 
-def apply(conn: Connection, parcel: _Parcel, now: int) -> tuple[str | None, bool]:
+def apply(conn: Connection, parcel: _Parcel, now: int, limit: Limit) -> tuple[str | None, bool]:
     """Merge a batch and keep its answer, or give the kept one; None where the key came with other bytes before.
 
-    With it, whether tombstones have erased anything.
+    With it, whether tombstones have erased anything. Raises UnavailableError where the limit of the file is reached and
+    a document would open a session.
     """
     conn.execute("DELETE FROM receipts WHERE received_at < ?", (now - RECEIPTS_KEPT_MS,))
     kept = conn.execute("SELECT digest, answer FROM receipts WHERE idempotency_key = ?", (parcel.key,)).fetchone()
     if kept is not None:
         return (str(kept[1]) if kept[0] == parcel.digest else None), False
+    limit.check(conn, [line.owner for line in parcel.lines if isinstance(line, Document)])
     erasures = count_erasures(conn)
     results = iter(merge(conn, [line for line in parcel.lines if not isinstance(line, str)], now))
     counts = dict.fromkeys((Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.SUPERSEDED), 0)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.ship.bench import Bench
+from tests.ship.forks import Forks
 from tests.ship.house import House
+
+for name in ("rows_directory", "rows_ends", "rows_lines", "rows_way"):
+    pytest.register_assert_rewrite(f"tests.ship.{name}")
 
 
 @pytest.fixture
@@ -19,3 +24,16 @@ def anyio_backend() -> str:
 def house(tmp_path: Path) -> Iterator[House]:
     with House(tmp_path / "house.db") as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with Forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
+@pytest.fixture
+def bench(forks: Forks, tmp_path: Path) -> Iterator[Bench]:
+    """A sender, a proxy and a receiver of their own for each row."""
+    with Bench(forks, tmp_path) as built:
+        yield built

@@ -130,6 +130,7 @@ def test_claiming_and_counting_seek(house: House) -> None:
         outbox.next_open(conn)
         shipping.read_shipping(conn, house.now, TIMEOUT_MS)
         shipping.read_state(conn)
+        shipping.read_health(conn, house.now, TIMEOUT_MS)
         conn.set_trace_callback(None)
         plans = [conn.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall() for sql in statements if "SELECT" in sql]
         return [row[3] for plan in plans for row in plan]
@@ -305,6 +306,7 @@ def test_another_destination_gets_everything(house: House) -> None:
     assert not confirm(house, open_batch), "the old one's answer counts no more"
     told = house.shipping()
     assert told["destination"] == "https://other.test/"
+    assert (told["formerDestination"], told["changedAt"]) == (ADDRESS, "2026-11-22T07:00:00.000Z")
     assert (told["waitingSessions"], told["parkedSessions"], told["confirmedSessions"]) == (4, 0, 0)
     assert house.session("s-001")["shippedAt"] is None
     assert house.claim() is None, "a claim for the old one"
@@ -368,13 +370,17 @@ def test_what_is_said_about_shipping(house: House) -> None:
     at = "2026-11-22T07:00:00.000Z"
     assert told == {
         "destination": ADDRESS,
+        "formerDestination": None,
+        "changedAt": None,
         "state": "ready",
         "reason": None,
         "since": at,
+        "sentence": "ready: 2 sessions waiting, the oldest since 06:00 UTC",
         "nextAttemptAt": None,
         "confirmedAt": at,
         "waitingSessions": 2,
         "oldestWaiting": "2026-11-22T06:00:00.001Z",
+        "oldestWaitingSeconds": 3599,
         "unfinishedSessions": 1,
         "confirmedSessions": 1,
         "parkedSessions": 0,
