@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from sidecar.canonical import to_json
 from sidecar.model import Campaign, Client, EventFact, Fact, Page, VitalFact, rate
-from sidecar.store.database import immediate, open_database
+from sidecar.store.database import Connection, immediate, open_database
 from sidecar.store.facts import Recording, record
 from sidecar.store.readers import Readers
 from sidecar.web import pages, read
@@ -114,9 +114,20 @@ def record_facts(path: Path, facts: Sequence[Fact], *, now: int = START) -> Path
     return path
 
 
-def _build(readers: Readers, token: str | None, now: int, context: dict[str, Any]) -> Starlette:
+def _build(path: Path, readers: Readers, token: str | None, now: int, context: dict[str, Any]) -> Starlette:
     def clock() -> int:
         return now
+
+    async def write(function: Callable[[Connection], Any]) -> Any:
+        conn = open_database(path, durability="normal")
+        try:
+            with immediate(conn):
+                return function(conn)
+        finally:
+            conn.close()
+
+    async def tidy() -> None:
+        """The file goes with the test."""
 
     given: dict[str, Any] = {
         "readers": readers,
@@ -125,6 +136,8 @@ def _build(readers: Readers, token: str | None, now: int, context: dict[str, Any
         "session_timeout_ms": 1_800_000,
         "read_shipping": lambda *_: {"state": "ready", "reason": None},
         "read_session_shipping": lambda *_: None,
+        "write": write,
+        "tidy": tidy,
     }
     made = Context(**(given | context))
     return Starlette(routes=[*read.routes(made), *pages.routes(made)])
@@ -136,7 +149,7 @@ def open_dashboard(
 ) -> Iterator[TestClient]:
     """A client of the JSON API and the pages over the file at `path`, as a loopback browser sees them at `now` (ms)."""
     readers = Readers(path)
-    app = _build(readers, token, now, context)
+    app = _build(path, readers, token, now, context)
     yield TestClient(app, base_url="http://127.0.0.1:8787", client=(peer, 50_000), follow_redirects=False)
     readers.close()
 
@@ -145,7 +158,7 @@ def open_dashboard(
 def serve_dashboard(path: Path) -> Iterator[int]:
     """A real server of the same on loopback, without a token: its port."""
     readers = Readers(path)
-    app = _build(readers, None, START, {})
+    app = _build(path, readers, None, START, {})
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -19,6 +19,7 @@ TEXT_MAX = 2048
 _HOURS = {"24h": 24, "7d": 7 * 24, "30d": 30 * 24, "90d": 90 * 24}
 _HOUR_MS = 3_600_000
 _CUSTOM_MAX_MS = 20 * 366 * 24 * _HOUR_MS
+_LATEST_MS = 253_370_764_800_000  # 9999-01-01, where clocks of all zones still have a date
 
 
 class View(NamedTuple):
@@ -79,8 +80,8 @@ def read_view(parameters: Mapping[str, str], now: int, zone_name: str | None) ->
     if period == "custom":
         until = _read_time(until_text, zone, "until", is_end=True) if until_text else now
         since = _read_time(since_text, zone, "since", is_end=False) if since_text else until - 7 * 24 * _HOUR_MS
-        if not 0 < until - since <= _CUSTOM_MAX_MS:
-            raise FilterError("since", "before until, and at most 20 years")
+        if not 0 < until - since <= _CUSTOM_MAX_MS or since < 0 or until > _LATEST_MS:
+            raise FilterError("since", "before until, from 1970 on, and at most 20 years")
         given |= {"period": "custom"} | ({"since": since_text} if since_text else {})
         given |= {"until": until_text} if until_text else {}
     elif period in _HOURS:

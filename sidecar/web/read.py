@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,9 @@ class Context:
     """What reading needs. `clock` gives ms.
 
     `read_shipping(conn, now, session_timeout_ms)` is all of /api/shipping; `read_session_shipping(conn, session_key)`
-    says of one session where it is on its way upstream. `tag_funnel` and `tag_key` go into the script tag that an
-    empty dashboard shows.
+    says of one session where it is on its way upstream. `write` runs one function of a connection in a transaction, and
+    returns after its COMMIT; `tidy` sees to it that what was erased goes from the file, too. `tag_funnel` and `tag_key`
+    go into the script tag that an empty dashboard shows.
     """
 
     readers: Readers
@@ -80,6 +81,8 @@ class Context:
     session_timeout_ms: int
     read_shipping: Callable[[Connection, int, int], Mapping[str, Any]]
     read_session_shipping: Callable[[Connection, int], Mapping[str, Any] | None]
+    write: Callable[[Callable[[Connection], Any]], Awaitable[Any]]
+    tidy: Callable[[], Awaitable[None]]
     tag_funnel: str = "default"
     tag_key: str | None = None
 

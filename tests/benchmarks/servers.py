@@ -132,8 +132,11 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def running(kind: str, folder: Path) -> Iterator[Server]:
-    """Start the server of a kind (`a`, `b`, `c`, `k`), log and file in `folder`; yield it once it answers; end it."""
+def running(kind: str, folder: Path, **settings: str) -> Iterator[Server]:
+    """Start the server of a kind (`a`, `b`, `c`, `k`), log and file in `folder`; yield it once it answers; end it.
+
+    `settings` are of the sidecar (`b`), without their prefix.
+    """
     port = free_port()
     database = folder / f"{kind}.db"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
@@ -141,6 +144,7 @@ def running(kind: str, folder: Path) -> Iterator[Server]:
         name, path = "sidecar", "/healthz"
         command = [sys.executable, "-m", "sidecar", "serve", "--port", str(port), "--database", str(database)]
         env |= {"SIDECAR_HOST": "127.0.0.1", "SIDECAR_DURABILITY": "full"}
+        env |= {f"SIDECAR_{setting}": value for setting, value in settings.items()}
     else:
         name, path = {"a": "noop", "k": "noop", "c": "lookinsert"}[kind], "/"
         command = uvicorn_command(f"baseline_{name}", port)

@@ -46,3 +46,28 @@ def test_a_small_file_is_verified() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the 10,001st fact: rejected session is full; a held one: duplicate" in done.stdout
     assert "23 sessions agree with their facts" in done.stdout
+
+
+def test_a_small_dashboard_is_measured() -> None:
+    """The benchmark of the dashboard on few sessions: every page answers, and the table has a row for each."""
+    command = [sys.executable, str(SCRIPT.with_name("dashboard.py")), "--sessions", "400", "--rounds", "1"]
+    here = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run([*command, "--no-bounds"], capture_output=True, text=True, timeout=110, check=False, env=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "400 sessions, 2,000 web vitals, 1,200 events" in done.stdout
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| /")]
+    assert {row[0].partition("?")[0].strip() for row in rows} >= {"/", "/vitals", "/sessions", "/visitors", "/funnels"}
+    assert all(float(row[2]) > 0 for row in rows)
+
+
+def test_few_sessions_are_shipped() -> None:
+    """The benchmark of shipping: one pair of windows, and all that was made is upstream."""
+    if shutil.which("wrk") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    arguments = ["--sessions", "3000", "--pairs", "1", "--seconds", "1", "--no-bounds"]
+    command = [sys.executable, str(SCRIPT.with_name("shipping.py")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "upstream: 3,000 of 3,000 sessions, 15,000 of 15,000 facts" in done.stdout

@@ -101,7 +101,14 @@ def _statements_of_trigger() -> list[str]:
     """The statements inside the trigger that derives, its parameters as NULL."""
     body = read_schema().split("INSTEAD OF INSERT ON derivations\nBEGIN\n")[1].split("\nEND;")[0]
     statements = [part.strip() for part in body.split(";\n") if part.strip()]
-    assert [statement.split()[0] for statement in statements] == ["UPDATE", "UPDATE", "UPDATE", "INSERT", "DELETE", "DELETE"]
+    assert [statement.split()[0] for statement in statements] == [
+        "UPDATE",
+        "UPDATE",
+        "UPDATE",
+        "INSERT",
+        "DELETE",
+        "DELETE",
+    ]
     return [re.sub(r"NEW\.\w+", "NULL", text) for text in statements]
 
 

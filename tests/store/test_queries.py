@@ -13,6 +13,7 @@ from sidecar.errors import StoreError, UnavailableError
 from sidecar.model import Fact, nearest_rank
 from sidecar.store import queries
 from sidecar.store.database import Connection, OperationalError, open_read_only
+from sidecar.store.figures import latest_start
 from sidecar.store.queries import (
     FilterError,
     Filters,
@@ -20,7 +21,6 @@ from sidecar.store.queries import (
     count_provisional,
     find_sessions,
     find_visitors,
-    has_sessions,
     list_funnels,
     list_sessions,
     list_visitors,
@@ -182,7 +182,7 @@ def test_an_id_is_found_in_every_site_and_funnel_that_has_it(path: Path, conn: C
 
 
 def test_figures_of_nothing(conn: Connection) -> None:
-    assert not has_sessions(conn)
+    assert latest_start(conn) is None
     assert count_overview(conn, Filters(), START, TIMEOUT_MS) == {
         "visitors": 0,
         "sessions": 0,
@@ -244,7 +244,7 @@ def test_the_overview_counts_people_and_no_bots(path: Path, conn: Connection) ->
     assert (ads["sessions"], ads["conversionRate"], ads["conversionValue"], ads["onlineVisitors"]) == (1, 1, None, 1)
     later = count_overview(conn, Filters(since=START + 1_000, until=START + 2_001), START, TIMEOUT_MS)
     assert (later["sessions"], later["medianDurationSeconds"]) == (2, 1)  # the middle between 0 and 2
-    assert has_sessions(conn)
+    assert latest_start(conn) is not None
 
 
 def early(session_id: str, wait_ms: int, **said: Any) -> list[Fact]:
@@ -375,8 +375,6 @@ BOUND |= {"timeout": 1}
         (queries._COUNT_SESSIONS, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH events USING PRIMARY KEY (session_key=?)"),
-        (queries._COUNT_VITALS, "SEARCH v USING PRIMARY KEY (session_key=? AND metric=?)"),
-        (queries._VITAL_AT, "SEARCH v USING PRIMARY KEY (session_key=? AND metric=?)"),
     ],
 )
 def test_readings_seek(conn: Connection, sql: str, step: str) -> None:
@@ -418,7 +416,7 @@ def test_a_reader_waits_for_one_that_is_lent(path: Path) -> None:
     lent.wait(30)
     threading.Timer(0.05, let_go.set).start()
     with readers.snapshot() as conn:
-        assert not has_sessions(conn)
+        assert latest_start(conn) is None
     holder.join()
     readers.close()
 
@@ -426,11 +424,11 @@ def test_a_reader_waits_for_one_that_is_lent(path: Path) -> None:
 def test_a_snapshot_stays_as_it_was(path: Path) -> None:
     readers = Readers(path)
     with readers.snapshot() as conn:
-        assert not has_sessions(conn)
+        assert latest_start(conn) is None
         record_facts(path, [event("a")])
-        assert not has_sessions(conn)
+        assert latest_start(conn) is None
     with readers.snapshot() as conn:
-        assert has_sessions(conn)
+        assert latest_start(conn) is not None
     readers.close()
 
 
