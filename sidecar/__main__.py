@@ -187,7 +187,7 @@ def export(form: str, since: int | None, until: int | None, funnel: str | None, 
                     advance()
                 stream.writelines(line + "\n" for line in export_tombstones(conn, since, until))
                 return
-            # As RFC 4180 has it. With "\n" a text with a lone "\r" is not quoted: what follows would be a row or formula.
+            # As RFC 4180 has it. With "\n" a text with a lone "\r" is not quoted: the rest would be a row of its own.
             table = csv.writer(stream, lineterminator="\r\n")
             table.writerow(CSV_COLUMNS)
             for key in keys:

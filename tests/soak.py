@@ -164,7 +164,8 @@ class Soak:
             "replays": (counts["replays"], 1),
             "replays under another id": (counts["replays under another id"], 1),
             "answers lost": (counts["answers lost"], 1),
-            "damaged bodies refused": (counts["damaged bodies refused"], 1),
+            "damaged bodies refused": (counts["damaged bodies refused"], 2),
+            "sessions looked at upstream": (counts["sessions looked at upstream"], 1),
             "errors": (sum(self.weather.errors.values()), 1),
             "beacons without an answer": (outcomes["no answer"], 1),
             "`sidecar ship` by hand": (self.hand.passes, 1),
@@ -180,9 +181,11 @@ class Soak:
         invented = held.keys() - self.browsers.acknowledged.keys()
         kept = {one[0] for one in held} & erased
         odd = [*self.crashes, *self.hand.crashes, *self.weather.unexpected, *self.browsers.unexpected]
+        not_held = [f"{session} {revision}" for session, revision in self.weather.not_held if session not in erased]
         findings = {
             "acknowledged items lost": len(lost),
             "upstream unequal": len(apart),
+            "answered 200 and not held": len(not_held),
             "applied twice": counts["applied twice"] + doubled + reports_of(theirs)[1] + len(invented),
             "erased sessions kept": len(kept),
             "differences found by verify": len(found_here) + len(found_there),
@@ -200,6 +203,7 @@ class Soak:
             "seconds": f"{time.monotonic() - self.began:.0f}",
         }
         shown = [f"lost: {one}" for one in lost[:SHOWN_MAX]] + [f"unequal: {one}" for one in apart[:SHOWN_MAX]]
+        shown += [f"not held: {one}" for one in not_held[:SHOWN_MAX]]
         shown += [f"verify: {one}" for one in (found_here + found_there)[:SHOWN_MAX]]
         shown += [f"not acknowledged: {one}" for one in sorted(invented)[:SHOWN_MAX]]
         return Verdict(

@@ -187,18 +187,21 @@ FROM temp.counted AS t LEFT JOIN campaigns AS c ON c.campaign_key = t.k"""
 
 
 class Sessions:
-    """The sessions that started within a scope, and with `page`: that have a fact of that page."""
+    """The sessions that started within a scope, and with `page`: that have a fact of that page.
 
-    def __init__(self, conn: Connection, scope: Scope) -> None:
+    Two in use at once on one connection need different names in `kept_as`: what has the page is kept under it.
+    """
+
+    def __init__(self, conn: Connection, scope: Scope, kept_as: str = "on_page") -> None:
         self._conn = conn
         self._scope = scope
         where = f"s.started_at >= :since AND s.started_at < :until AND {session_conditions(scope)}"
         self._chosen = f"FROM sessions AS s WHERE {where}"
         if scope.page is not None:  # looked for once
-            self._run("DROP TABLE IF EXISTS temp.on_page")
-            self._run("CREATE TEMP TABLE on_page (session_key INTEGER PRIMARY KEY)")
-            self._run(f"INSERT INTO temp.on_page SELECT s.session_key {self._chosen} AND {HAS_PAGE}")
-            self._chosen = "FROM temp.on_page AS o CROSS JOIN sessions AS s ON s.session_key = o.session_key"
+            self._run(f"DROP TABLE IF EXISTS temp.{kept_as}")
+            self._run(f"CREATE TEMP TABLE {kept_as} (session_key INTEGER PRIMARY KEY)")
+            self._run(f"INSERT INTO temp.{kept_as} SELECT s.session_key {self._chosen} AND {HAS_PAGE}")
+            self._chosen = f"FROM temp.{kept_as} AS o CROSS JOIN sessions AS s ON s.session_key = o.session_key"
         self._counted_clients = False
 
     def _run(self, sql: str, **more: Any) -> Any:

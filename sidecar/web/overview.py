@@ -234,7 +234,7 @@ class Overview:
         return {
             "vitals": lambda reading: Sample(reading.conn, view.scope).split()[0],
             "totals": lambda reading: reading.sessions.totals(),
-            "before": lambda reading: Sessions(reading.conn, view.scope.before).totals(),
+            "before": lambda reading: Sessions(reading.conn, view.scope.before, "on_page_before").totals(),
             "points": lambda reading: reading.sessions.series(view.zone),
             "online": lambda reading: count_online(reading.conn, view.scope, now),
         }

@@ -16,6 +16,7 @@ PERIODS = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days"
 PERIOD_DEFAULT = "7d"
 FILTERS = ("site", "funnelId", "device", "country", "page")
 TEXT_MAX = 2048
+_ORDER = (*FILTERS, "period", "since", "until")  # in addresses: one view has one
 _HOURS = {"24h": 24, "7d": 7 * 24, "30d": 30 * 24, "90d": 90 * 24}
 _HOUR_MS = 3_600_000
 _CUSTOM_MAX_MS = 20 * 366 * 24 * _HOUR_MS
@@ -32,8 +33,10 @@ class View(NamedTuple):
     given: dict[str, str]
 
     def query(self, **changes: str | None) -> str:
-        """`?period=30d&device=mobile`: this view's parameters with changes, None to leave one out; '' for none."""
-        said = {name: value for name, value in (self.given | changes).items() if value}
+        """`?device=mobile&period=30d`: this view's parameters with changes, None to leave one out; '' for none."""
+        asked = self.given | changes
+        names = [*_ORDER, *(name for name in changes if name not in _ORDER)]
+        said = {name: asked[name] for name in names if asked.get(name)}
         return f"?{urlencode(said)}" if said else ""
 
     @property

@@ -41,7 +41,7 @@ VIEWS = {
 @pytest.fixture(scope="module")
 def axe(request: pytest.FixtureRequest) -> str:
     """The source of axe-core. Without it the tests are skipped, but fail in CI, where nobody would notice a skip."""
-    folder = Path(request.config.cache.mkdir(PACKAGE.replace("@", "-")))  # type: ignore[union-attr]
+    folder = Path(request.config.cache.mkdir(PACKAGE.replace("@", "-")))
     source = folder / "node_modules" / "axe-core" / "axe.min.js"
     if not source.exists():
         command = ["npm", "install", "--no-audit", "--no-fund", "--no-save", "--prefix", str(folder), PACKAGE]

@@ -78,8 +78,12 @@ class Bench:
 
     def __enter__(self) -> Bench:
         self.sender.__enter__()
-        self.proxy.__enter__()
-        self.receiver.start()
+        try:
+            self.proxy.__enter__()
+            self.receiver.start()
+        except BaseException:
+            self.__exit__()  # a thread that goes on to accept would keep the test run from ending
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -169,7 +169,7 @@ def test_an_unknown_order_is_refused(conn: Connection) -> None:
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     """Five sessions to look for."""
-    traits = {"userId": "u-77", "traits": {"name": "Zoë Lane"}}
+    traits: dict[str, object] = {"userId": "u-77", "traits": {"name": "Zoë Lane"}}
     facts: list[Fact] = [
         event("by-name", "user_identified", properties=traits, visitor="v-zoe"),
         event("by-path", page=page_of("/docs/Start")),
@@ -244,7 +244,7 @@ def test_filters_choose(tmp_path: Path) -> None:
         ({"page": "/land"}, ""),
         ({"since": START + 40 * HOUR, "until": START + 50 * HOUR}, "late"),
     ):
-        scope = SCOPE._replace(**changes)  # type: ignore[arg-type]
+        scope = SCOPE._replace(**changes)
         found = sorted(ids(list_sessions(conn, scope, Wanted("score"))))
         assert "".join(found) == names, changes
         visitors = [row["anonymous_id"] for row in list_visitors(conn, scope, Wanted("events")).rows]

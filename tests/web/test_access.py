@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sidecar.store.shipping import read_shipping
 from sidecar.web.access import ATTEMPTS_MAX, COOKIE_LIFETIME_S, Access, Attempts, SafeHeaders, is_same_origin
 from tests.builders import START, open_dashboard, record_facts, serve_dashboard
 
 Headers = list[tuple[str, str]]
 LOCAL: Headers = [("host", "127.0.0.1:8787")]
 PATHS = (
-    *("/", "/sessions/x", "/visitors/x"),
+    *("/", "/vitals", "/sessions", "/sessions/x", "/visitors", "/visitors/x", "/visitors/x/erase"),
+    *("/funnels", "/shipping", "/shipping/discard?id=1"),
     *("/api/overview", "/api/vitals", "/api/sessions", "/api/sessions/x", "/api/visitors", "/api/visitors/x"),
     "/api/shipping",
 )
@@ -176,11 +180,11 @@ def test_the_cookie_is_a_proof_and_not_the_token() -> None:
 def test_every_reading_stands_behind_the_rule(path: Path, url: str) -> None:
     with open_dashboard(path, peer="192.0.2.1") as client:
         closed = client.get(url)
-    with open_dashboard(path, peer="192.0.2.1", token="s3cret") as client:
+    with open_dashboard(path, peer="192.0.2.1", token="s3cret", read_shipping=read_shipping) as client:
         unsigned = client.get(url)
         signed = client.get(url, headers={"Authorization": "Bearer s3cret"})
     assert (closed.status_code, unsigned.status_code) == (403, 403)
-    assert signed.status_code == (404 if url.endswith("/x") else 200)
+    assert signed.status_code == (404 if url.endswith(("/x", "/erase", "id=1")) else 200)
     for answer in (closed, unsigned, signed):
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-frame-options"] == "DENY"
@@ -195,6 +199,19 @@ def test_every_reading_stands_behind_the_rule(path: Path, url: str) -> None:
         assert "SIDECAR_DASHBOARD_TOKEN" in answer.text
         if url.startswith("/api/"):
             assert "\n" not in answer.json()["error"]
+
+
+def test_no_route_was_forgotten(path: Path) -> None:
+    """Whatever its method, each refuses a stranger, but for sign-in, sign-out, the assets and the choice of a clock."""
+    with open_dashboard(path, peer="192.0.2.1", token="s3cret") as client:
+        routes = [route for route in client.app.routes if isinstance(route, Route)]  # type: ignore[attr-defined]
+        doors = ("/sign-in", "/sign-out", "/static/", "/preferences")
+        behind = [route for route in routes if not route.path.startswith(doors)]
+        assert len(behind) >= 18
+        for route in behind:
+            url = re.sub(r"{[^}]*}", "x", route.path)
+            for method in route.methods or ():
+                assert client.request(method, url, headers=ORIGIN).status_code == 403, (method, url)
 
 
 def test_the_rule_over_a_real_connection(path: Path) -> None:

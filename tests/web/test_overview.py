@@ -22,7 +22,7 @@ PHONE = Client("mobile", "Safari", "17", "iOS", "17", 390, 844, None, "FR", "Fra
 
 
 def some_weeks() -> list[Fact]:
-    """Of this week one session that converts, one that bounces, a provisional one and a bot's; two of a week before."""
+    """Of this week a session that converts, one that bounces, a provisional one, a bot's; two of the week before."""
     sale = Campaign("news", "email", None, None, None)
     return [
         event("buyer", at=-2 * DAY, page=page_of("/"), visitor="ada", client=PHONE, campaign=sale),
@@ -157,7 +157,7 @@ def test_lists_of_the_most(path: Path, title: str, rows: str) -> None:
 def test_a_row_is_a_link_to_itself_as_a_filter(path: Path) -> None:
     links = get(path, "/?period=30d", now=NOW).links()
     for query in ("page=%2Flamps", "country=FR", "country=unknown", "device=mobile"):
-        assert f"/?period=30d&{query}" in links
+        assert f"/?{query}&period=30d" in links
     assert not [link for link in links if "Chrome" in link or "news" in link]
 
 
