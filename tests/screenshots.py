@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Response, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -83,10 +83,17 @@ class Camera:
         self._page.set_viewport_size({"width": SIZES["desk"][0], "height": SIZES["desk"][1]})
 
 
+def refuse_errors(response: Response) -> None:
+    """A picture of an error is none."""
+    if response.status >= 500:
+        raise SystemExit(f"{response.url}: HTTP {response.status}")
+
+
 def photograph(browser: Browser, server: Server, folder: Path) -> None:
     """Every view of a filled sidecar."""
     page = browser.new_context(base_url=server.url).new_page()
     camera = Camera(page, folder)
+    page.on("response", refuse_errors)
     page.goto("/sign-in")
     camera.take("sign-in")
     page.get_by_label("Token").fill(TOKEN)
