@@ -31,6 +31,7 @@ BATCHES_KEPT = 100  # settled batches, however old
 LOOKED_AT_MAX = 1000  # sessions a step looks at
 NOTES_A_STEP = 2000
 STEP_S = 0.03  # what a step should take
+WINDOW_S = 0.03  # the least pause of a command after a step
 FACTS_FIRST = 500  # facts of the first step; then what fits into STEP_S
 FACTS_LEAST, FACTS_MOST = 50, 4000
 
@@ -288,7 +289,8 @@ def _timed(function: Callable[[Connection], Any], conn: Connection) -> tuple[Any
 def run_pass(conn: Connection, path: Path, work: Pass) -> Pruned:
     """Do all of a pass on one writable connection to the file at `path`, beside whoever else writes to it.
 
-    They get as much time as each piece took with its COMMIT: who waits for the lock polls for it.
+    They get as much time as each piece took with its COMMIT, and WINDOW_S at least: who waits for the lock polls
+    for it, with up to 25 ms between two tries in the first 128 ms.
     """
     result: Any = None
     took_s = longest_s = 0.0
@@ -298,7 +300,7 @@ def run_pass(conn: Connection, path: Path, work: Pass) -> Pruned:
         except StopIteration as end:
             pruned: Pruned = end.value
             return pruned._replace(longest_step_s=longest_s)
-        time.sleep(max(piece.pause_s, took_s))
+        time.sleep(max(piece.pause_s, took_s, WINDOW_S if took_s else 0.0))
         started = time.monotonic()
         if piece.where is Where.TRANSACTION:
             with immediate(conn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.builders import event, record_facts, serve_dashboard
 from tests.web.test_overview import NOW, some_weeks
@@ -36,7 +36,7 @@ def test_an_open_page_follows_without_moving(tmp_path: Path, browser: Browser) -
         more = [event(f"new-{n}", at=-n, visitor=f"v{n}") for n in range(1500)]
         record_facts(path, more, now=NOW)
         page.clock.run_for(10_000)
-        page.wait_for_function("document.querySelector('[data-live=\"figure-sessions\"] data').textContent === '1,503'")
+        expect(figure).to_have_text("1,503")
         assert page.locator('[data-live="points"] td').all_inner_texts()[-4:] == ["1,502", "1,502", "1,501", "0"]
         assert link.evaluate("(one) => one === document.activeElement")
         assert page.locator("details.behind").get_attribute("open") is not None

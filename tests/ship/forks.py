@@ -9,6 +9,7 @@ Run as a program (`Forks` does) this module takes one JSON object a line and ans
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -207,6 +208,7 @@ def _become(said: dict[str, Any]) -> None:
     from sidecar.__main__ import main
     from sidecar.store.database import Connection
 
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody outlives the process that forks
     for number, suffix in ((1, ".out"), (2, ".err")):
         path = Path(said["output"]).with_suffix(suffix)
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

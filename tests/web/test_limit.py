@@ -183,7 +183,7 @@ def test_a_server_at_its_limit(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"is full (SIDECAR_MAX_DATABASE_MB=1): line 1 and all after it were not read" in done.stderr
     status = sidecar("status", DATABASE=str(server.database), **settings).stdout.decode()
-    assert "of 1 MB (1" in status
+    assert "of 1 MB (" in status
     assert "new sessions are refused" in status
     with closing(open_read_only(server.database)) as conn:
         assert {name for (name,) in conn.execute("SELECT session_id FROM sessions")} == set(taken)
