@@ -53,7 +53,9 @@ def filled(folder: Path) -> Iterator[Server]:
         fill(conn, SESSIONS, int(time.time()) * 1000)
     with Server(folder / "upstream.db", SITE="upstream", RECEIVE_TOKEN=RECEIVE_TOKEN) as upstream:
         shipping = {"UPSTREAM_URL": f"{upstream.url}/api/sessions", "UPSTREAM_TOKEN": RECEIVE_TOKEN}
-        with Server(path, SITE="shop", SHIP_INTERVAL="1", DASHBOARD_TOKEN=TOKEN, **shipping) as server:
+        # Sessions end soon, or nothing would ship before the pictures are taken.
+        often = {"SHIP_INTERVAL": "1", "SESSION_TIMEOUT": "3"}
+        with Server(path, SITE="shop", DASHBOARD_TOKEN=TOKEN, **shipping, **often) as server:
             send_demo(server)
             end = time.monotonic() + PATIENCE_S
             with server.client() as client:
