@@ -506,10 +506,12 @@ def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
     if stored.replaced or any(outcome is not Outcome.ACCEPTED for outcome, _ in stored.outcomes):
-        arrived = ((stored.sessions[fact[:3]].key, fact, at) for facts, at, _ in recordings for _, fact in facts)
-        judged_all = zip(arrived, stored.outcomes, strict=True)
-        notes = [arrival_of(key, fact, *said, at) for (key, fact, at), said in judged_all if said[0] != "accepted"]
         times = [recording.now for recording in recordings for _ in recording.facts]
+        notes = [
+            arrival_of(stored.sessions[fact[:3]].key, fact, outcome, reason, at)
+            for fact, at, (outcome, reason) in zip(everything, times, stored.outcomes, strict=True)
+            if outcome is not Outcome.ACCEPTED
+        ]
         notes += [
             arrival_of(key, before, Outcome.SUPERSEDED, None, times[place]) for key, before, place in stored.replaced
         ]

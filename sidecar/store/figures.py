@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np  # 25 MiB of memory: imported when the first percentile is asked for
     from numpy.typing import NDArray
 
-METRICS = ("LCP", "INP", "CLS", "FCP", "TTFB")
+METRICS = tuple(METRIC_CODES)  # FID is kept, but no longer a figure
 CORE = ("LCP", "INP", "CLS")  # Core Web Vitals: https://web.dev/articles/vitals
 SAMPLES_MIN = 10  # fewer say little: shown, and greyed
 UNKNOWN = "unknown"  # a device or country that nothing is known of, as a filter
@@ -114,7 +114,7 @@ class PageVitals(NamedTuple):
 
 
 class FunnelFigures(NamedTuple):
-    """One funnel and its totals; `passing` None: too few samples of LCP, INP or CLS to say."""
+    """One funnel: the totals of its sessions, and the figures of its web vitals by metric."""
 
     site: str
     funnel_id: str
@@ -225,7 +225,7 @@ class Sessions:
             GROUP BY 1"""
         ).fetchall()
         seconds = "min(max((s.ended_at - s.started_at) / 1000, 0), 4294967295)"
-        self._count(f"({key}) << 32 | {seconds}", "1", self._chosen)
+        self._count(f"({key}) << 32 | {seconds}", self._chosen)
         durations: dict[int, list[tuple[int, int]]] = {}
         for both, amount in self._run("SELECT k, n FROM temp.counted ORDER BY k"):
             durations.setdefault(both >> 32, []).append((both & 0xFFFFFFFF, amount))
@@ -261,16 +261,16 @@ class Sessions:
         """Counts what a list is of, and gives SQL of (name, n), a name maybe more than once."""
         match kind:
             case "pages":
-                self._count("e.page_key", "1", f"FROM ({self._keys()}) AS chosen {self._page_views()}")
+                self._count("e.page_key", f"FROM ({self._keys()}) AS chosen {self._page_views()}")
                 return _PATHS
             case "entry pages":
-                self._count("s.first_page_key", "1", self._chosen)
+                self._count("s.first_page_key", self._chosen)
                 return _PATHS
             case "exit pages":
-                self._count("s.last_page_key", "1", self._chosen)
+                self._count("s.last_page_key", self._chosen)
                 return _PATHS
             case "campaigns":
-                self._count("s.first_campaign_key", "1", self._chosen)
+                self._count("s.first_campaign_key", self._chosen)
                 return _CAMPAIGNS
             case "referrers":
                 return f"""SELECT iif(at > 0, {_HOST}, r), n FROM (
@@ -290,12 +290,12 @@ class Sessions:
         return f"""CROSS JOIN events AS e ON e.session_key = chosen.session_key
         WHERE e.event_name = 'page_view'{on_page}"""
 
-    def _count(self, key: str, amount: str, chosen: str, table: str = "counted", how: str = "") -> None:
+    def _count(self, key: str, chosen: str, table: str = "counted", how: str = "") -> None:
         """Count keys (0 for none) in a temporary table: by upsert, for sorting all rows takes three times as long."""
         self._run(f"DROP TABLE IF EXISTS temp.{table}")
         self._run(f"CREATE TEMP TABLE {table} (k INTEGER PRIMARY KEY, n INTEGER)")
         self._run(
-            f"INSERT INTO temp.{table} SELECT coalesce({key}, 0), {amount} {chosen}{how} "
+            f"INSERT INTO temp.{table} SELECT coalesce({key}, 0), 1 {chosen}{how} "
             "ON CONFLICT (k) DO UPDATE SET n = n + excluded.n"
         )
 
@@ -305,24 +305,30 @@ class Sessions:
             return
         self._counted_clients = True
         joint = " AND " if " WHERE " in self._chosen else " WHERE "
-        self._count("s.first_client_key", "1", self._chosen, "counted_same", f"{joint}s.other_clients IS NULL")
+        self._count("s.first_client_key", self._chosen, "counted_same", f"{joint}s.other_clients IS NULL")
         for which in ("device", "place"):
             apart = f"{joint}s.other_clients IS NOT NULL"
-            self._count(f"s.{which}_client_key", "1", self._chosen, f"counted_{which}", apart)
+            self._count(f"s.{which}_client_key", self._chosen, f"counted_{which}", apart)
             self._run(
                 f"""INSERT INTO temp.counted_{which} SELECT k, n FROM temp.counted_same WHERE true
                 ON CONFLICT (k) DO UPDATE SET n = n + excluded.n"""
             )
 
 
-def count_online(conn: Connection, scope: Scope, now: int) -> int:
-    """Visitors with a fact in the last five minutes (`now` in ms), whatever the period; clocks may be ahead."""
+def online_sql(scope: Scope) -> str:
+    """Counts visitors with a fact within `:online` ms of `:now`. `last_seen` is the greatest `ended_at` of a visitor's
+    sessions, so its index finds the few that can be.
+    """
     on_page = "" if scope.page is None else f" AND ({' OR '.join(map(_has_page_in, ('events', 'web_vitals')))})"
-    sql = f"""SELECT count(*) FROM visitors AS v INDEXED BY visitors_by_last_seen
+    return f"""SELECT count(*) FROM visitors AS v INDEXED BY visitors_by_last_seen
     WHERE v.last_seen >= :now - :online AND EXISTS (
         SELECT 1 FROM sessions AS s WHERE s.visitor_key = v.visitor_key
         AND s.ended_at BETWEEN :now - :online AND :now + :online AND {session_conditions(scope)}{on_page})"""
-    found: int = conn.execute(sql, scope._asdict() | {"now": now, "online": ONLINE_MS}).fetchone()[0]
+
+
+def count_online(conn: Connection, scope: Scope, now: int) -> int:
+    """Visitors with a fact in the last five minutes (`now` in ms), whatever the period; clocks may be ahead."""
+    found: int = conn.execute(online_sql(scope), scope._asdict() | {"now": now, "online": ONLINE_MS}).fetchone()[0]
     return found
 
 

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from sidecar.canonical import number
 from sidecar.errors import SidecarError
 from sidecar.store.database import Connection, rows
-from sidecar.store.figures import ONLINE_MS, Sample, Scope
+from sidecar.store.figures import Sample, Scope, count_online
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 500
-PERCENTILE_METRICS = ("LCP", "INP", "CLS", "FCP", "TTFB")  # FID is kept, but no longer a figure
 Row = dict[str, Any]
 
 _ALWAYS = 2**62  # later than any time, in ms; its negative is earlier than any
@@ -207,15 +206,6 @@ SELECT avg(duration_seconds) FROM (
                          WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))
     ORDER BY s.duration_seconds LIMIT 2 - :count % 2 OFFSET (:count - 1) / 2)"""
 
-# `last_seen` is the greatest `ended_at` of a visitor's sessions, so its index finds the few that can be online.
-_COUNT_ONLINE = """
-SELECT count(*) FROM visitors AS v INDEXED BY visitors_by_last_seen
-WHERE v.last_seen >= :now - :online AND EXISTS (
-    SELECT 1 FROM sessions AS s LEFT JOIN clients AS c ON c.client_key = s.first_client_key
-    WHERE s.visitor_key = v.visitor_key AND c.bot IS NULL AND s.ended_at BETWEEN :now - :online AND :now + :online
-    AND s.funnel_key IN (SELECT funnel_key FROM funnels
-                         WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id)))"""
-
 
 # `started_at` is the time of the first fact: where the first event is later, that was a vital, and the wait is between
 # the two. Where both have one time, the event comes first: no wait.
@@ -257,6 +247,11 @@ def count_provisional(conn: Connection, filters: Filters, now: int, timeout_ms: 
     return Provisional(int(row["provisional"]), row["never_enriched"], row["enriched"], *waits)
 
 
+def _scope_of(filters: Filters) -> Scope:
+    bound = filters.bind()
+    return Scope(bound["since"], bound["until"], filters.site, filters.funnel_id)
+
+
 def count_overview(conn: Connection, filters: Filters, now: int, timeout_ms: int) -> dict[str, Any]:
     """The figures of the overview, by their JSON names, over the sessions that started within the filters.
 
@@ -281,7 +276,7 @@ def count_overview(conn: Connection, filters: Filters, now: int, timeout_ms: int
         "conversionValue": None if value is None else number(round(value, 6)),
         "bounceRate": _share(row["bounces"], sessions),
         "medianDurationSeconds": None if median is None else number(median),
-        "onlineVisitors": conn.execute(_COUNT_ONLINE, bound | {"now": now, "online": ONLINE_MS}).fetchone()[0],
+        "onlineVisitors": count_online(conn, _scope_of(filters), now),
         "timeToFirstEventMedianSeconds": began.median_s,
         "timeToFirstEventP95Seconds": began.p95_s,
         "neverEnrichedSessions": began.never_enriched,
@@ -297,8 +292,7 @@ def percentile_vitals(conn: Connection, filters: Filters) -> dict[str, dict[str,
 
     Nearest rank: the value at position ceil(0.75 n). p75 (ms; CLS no unit) and rating are None where count is 0.
     """
-    since, until = (filters.bind()[name] for name in ("since", "until"))
-    found = Sample(conn, Scope(since, until, filters.site, filters.funnel_id)).split()[0]
+    found = Sample(conn, _scope_of(filters)).split()[0]
     return {
         metric: {
             "p75": one.p75,

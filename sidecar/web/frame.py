@@ -26,8 +26,8 @@ from sidecar.errors import SidecarError
 from sidecar.model import rate
 from sidecar.store.choices import Choices
 from sidecar.store.database import Connection, Error
-from sidecar.store.figures import UNKNOWN
-from sidecar.store.queries import PERCENTILE_METRICS, FilterError
+from sidecar.store.figures import METRICS, UNKNOWN
+from sidecar.store.queries import FilterError
 from sidecar.web import format as formats
 from sidecar.web.access import SAFE_HEADERS, Guard, SafeHeaders, is_same_origin
 from sidecar.web.period import PERIODS, View, read_view, read_zone
@@ -124,7 +124,7 @@ def _load_templates() -> Environment:
         "format_vital": formats.format_vital,
         "rate": rate,
         "page_url": formats.page_url,
-        "METRICS": PERCENTILE_METRICS,
+        "METRICS": METRICS,
         "SECTIONS": SECTIONS,
         "PERIODS": PERIODS,
         "ZONES": ZONES,

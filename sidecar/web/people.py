@@ -21,7 +21,7 @@ from sidecar.store.documents import read_facts, summary
 from sidecar.store.erasure import Erased, forget
 from sidecar.store.explain import count_facts, explain, group_left_out, value_text
 from sidecar.store.facts import FactOwner
-from sidecar.store.figures import Scope
+from sidecar.store.figures import METRICS, Scope
 from sidecar.store.lists import (
     SEARCH_MAX,
     SESSION_SORTS,
@@ -32,7 +32,7 @@ from sidecar.store.lists import (
     list_sessions,
     list_visitors,
 )
-from sidecar.store.queries import PERCENTILE_METRICS, FilterError, Row
+from sidecar.store.queries import FilterError, Row
 from sidecar.web.format import describe, page_url
 from sidecar.web.frame import Frame, with_parameters
 from sidecar.web.read import NotFoundError, find_session, find_visitor, read_filters
@@ -154,9 +154,7 @@ class People:
             offset=offset,
             explained=_tell(facts, summary(row, self._frame.context.clock(), self._frame.context.session_timeout_ms)),
             arrivals=read_arrivals(conn, row["session_key"]),
-            vitals_count={
-                m: sum(isinstance(f, VitalFact) and f.metric == m for f in facts) for m in PERCENTILE_METRICS
-            },
+            vitals_count={m: sum(isinstance(f, VitalFact) and f.metric == m for f in facts) for m in METRICS},
             next_url=with_parameters(request, facts=str(later)) if later < len(entries) else None,
             first_url=with_parameters(request, facts=None),
             shipping=shipping,

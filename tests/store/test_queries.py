@@ -11,9 +11,9 @@ import pytest
 
 from sidecar.errors import StoreError, UnavailableError
 from sidecar.model import Fact, nearest_rank
-from sidecar.store import queries
+from sidecar.store import figures, queries
 from sidecar.store.database import Connection, OperationalError, open_read_only
-from sidecar.store.figures import latest_start
+from sidecar.store.figures import Scope, latest_start
 from sidecar.store.queries import (
     FilterError,
     Filters,
@@ -371,7 +371,10 @@ BOUND |= {"timeout": 1}
             queries._FIND_VISITORS,
             "SEARCH a USING COVERING INDEX sqlite_autoindex_anonymous_ids_1 (site=? AND anonymous_id=?)",
         ),
-        (queries._COUNT_ONLINE, "SEARCH v USING COVERING INDEX visitors_by_last_seen (last_seen>?)"),
+        (
+            figures.online_sql(Scope(0, 1, "s", "f")),
+            "SEARCH v USING COVERING INDEX visitors_by_last_seen (last_seen>?)",
+        ),
         (queries._COUNT_SESSIONS, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH events USING PRIMARY KEY (session_key=?)"),
