@@ -182,6 +182,8 @@ CREATE TABLE events (
     PRIMARY KEY (session_key, event_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX events_identifying ON events (session_key) WHERE event_name = 'user_identified';
+-- No beacon makes a fact this large, a document may: of such a session the bytes are counted before it has many facts.
+CREATE INDEX events_large ON events (session_key) WHERE content_bytes > 65536;
 
 -- What a session is. Facts are ordered by (timestamp, events before vitals, metric, id); `instr` gives the metric's place,
 -- events have place 0. Driven by `sessions` with correlated subqueries on the base tables: a grouped view reads every fact.
@@ -420,13 +422,16 @@ BEGIN
     DELETE FROM samples WHERE chunk IN (SELECT value / 512 FROM json_each(NEW.sessions));
 END;
 
--- Web vitals packed for reading, 512 sessions a row: made in the background when they are at rest, dropped when one of
--- them changes. What has no row is read from the facts. Derived: `verify` makes each row again.
+-- Sessions and their web vitals packed for reading, 512 sessions a row: made in the background when they are at rest,
+-- dropped when one of them changes. What has no row is read from the facts. Derived: `verify` makes each row again.
 CREATE TABLE samples (
-    chunk    INTEGER PRIMARY KEY,  -- session_key / 512
-    first_at INTEGER,              -- the earliest and the latest time of its web vitals
-    last_at  INTEGER,
-    body     BLOB NOT NULL         -- columns, compressed: sidecar/store/samples.py
+    chunk            INTEGER PRIMARY KEY,  -- session_key / 512
+    first_at         INTEGER,              -- the earliest and the latest time of its web vitals
+    last_at          INTEGER,
+    first_started_at INTEGER,              -- the earliest and the latest start of its sessions
+    last_started_at  INTEGER,
+    vitals           BLOB NOT NULL,        -- columns, compressed: sidecar/store/samples.py
+    sessions         BLOB NOT NULL
 ) STRICT;
 CREATE TRIGGER samples_of_deleted AFTER DELETE ON sessions
 BEGIN

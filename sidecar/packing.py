@@ -1,4 +1,4 @@
-"""Web vitals of sessions at rest are packed for the dashboard, a little at a time (store/samples.py)."""
+"""Sessions at rest and their web vitals are packed for the dashboard, a little at a time (store/samples.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidecar.store.writer import Writer
 
 INTERVAL_S = 60.0
 PAUSE_S = 0.1  # between two transactions
-CHUNKS_A_TURN = 2  # beacons wait for 13 ms
+CHUNKS_A_TURN = 1  # beacons wait for 13 ms
 
 log = structlog.get_logger("sidecar.packing")
 

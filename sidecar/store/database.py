@@ -73,6 +73,12 @@ def m0007_samples(database: Database) -> None:
     _run_script(database.conn, _resource("store/migrations/0007_samples.sql"))
 
 
+@migrations()
+def m0008_sessions_packed(database: Database) -> None:
+    """Sessions are packed for reading, too; sessions with a large fact are found by an index."""
+    _run_script(database.conn, _resource("store/migrations/0008_sessions_packed.sql"))
+
+
 def _resource(name: str) -> str:
     return resources.files("sidecar").joinpath(name).read_text(encoding="utf-8")
 

@@ -33,7 +33,8 @@ from sidecar.store.tombstones import ERASED, find_erased
 # Canonical JSON is at most 3.4 times as long as what was sent: `1e15,` becomes `1000000000000000,`, and no token grows
 # more. Of an item of 16 KiB that makes 54.4 KiB; the client, read from headers, and the frame are less than 9.6 KiB.
 FACT_BYTES_MAX = 64 * 1024
-# Below this many facts of beacons a session cannot be full. Facts of documents are of any size: there the sum is asked.
+# Below this many facts of beacons a session cannot be full. Facts of documents are of any size: where a session holds
+# a larger one, or is given facts of a document, the sum is asked.
 _BYTES_CHECK_FROM = SESSION_BYTES_MAX // FACT_BYTES_MAX
 FULL = "session is full"
 
@@ -163,7 +164,8 @@ SELECT json_group_array(json_array(column1, client_key)), (SELECT coalesce(max(c
 FROM {values} AS wanted CROSS JOIN clients ON digest = column2"""
 _ADD_CLIENTS = "INSERT INTO clients SELECT * FROM {values} WHERE column1 IS NOT NULL"
 _FIND_SESSIONS = """
-SELECT json_group_array(json_array(column1, session_key, visitor_key, started_at, vitals_count + events_count)),
+SELECT json_group_array(json_array(column1, session_key, visitor_key, started_at, vitals_count + events_count,
+        EXISTS (SELECT 1 FROM events WHERE session_key = sessions.session_key AND content_bytes > 65536))),
     (SELECT coalesce(max(session_key), 0) FROM sessions)
 FROM {values} AS wanted CROSS JOIN sessions ON funnel_key = column2 AND session_id = column3"""
 _ADD_SESSIONS = """
@@ -275,6 +277,7 @@ class _Session:
         "bytes_held",
         "events_changed",
         "facts_count",
+        "is_large",
         "is_new",
         "key",
         "may_leave_visitor",
@@ -286,13 +289,20 @@ class _Session:
     )
 
     def __init__(
-        self, owner: _Owner, key: int, visitor_key: int | None, started_at: int | None, facts_count: int
+        self,
+        owner: _Owner,
+        key: int,
+        visitor_key: int | None = None,
+        started_at: int | None = None,
+        facts_count: int = 0,
+        is_large: int = 0,
     ) -> None:
         self.owner = owner
         self.key = key
         self.visitor_key = visitor_key
         self.started_at = started_at
         self.facts_count = facts_count
+        self.is_large = bool(is_large)  # it holds a fact larger than FACT_BYTES_MAX
         self.bytes_added = 0  # by this merge, which writes at its end
         self.bytes_held: int | None = None  # before it; known only where the bound may be near
         self.is_new = started_at is None
@@ -376,15 +386,12 @@ def _find_sessions(conn: Connection, owned: Sequence[_Owner]) -> dict[_Owner, _S
     funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, (owner[:2] for owner in owners))
     wanted = [(funnels[owner[:2]], owner[2]) for owner in owners]
     found, greatest = _find(conn, _FIND_SESSIONS, wanted)
-    sessions = {
-        owners[place]: _Session(owners[place], key, visitor_key, started_at, facts_count)
-        for place, key, visitor_key, started_at, facts_count in found
-    }
+    sessions = {owners[place]: _Session(owners[place], *said) for place, *said in found}
     missing: list[tuple[Any, ...]] = []
     for owner, texts in zip(owners, wanted, strict=True):
         if owner not in sessions:
             missing.append((greatest + 1 + len(missing), *texts))
-            sessions[owner] = _Session(owner, missing[-1][0], None, None, 0)
+            sessions[owner] = _Session(owner, missing[-1][0])
     _run(conn, _ADD_SESSIONS, missing)
     return sessions
 
@@ -411,7 +418,7 @@ def _has_room(conn: Connection, session: _Session, size: int, *, is_bounded: boo
     """`is_bounded`: the fact is of a beacon, so it is at most FACT_BYTES_MAX."""
     if session.facts_count >= SESSION_FACTS_MAX:
         return False
-    if is_bounded and session.facts_count < _BYTES_CHECK_FROM:
+    if is_bounded and not session.is_large and session.facts_count < _BYTES_CHECK_FROM:
         return True
     if session.bytes_held is None:
         session.bytes_held = conn.execute(_SESSION_BYTES, (session.key,)).fetchone()[0]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from sidecar.canonical import to_json
 from sidecar.store.database import Connection, rows
-from sidecar.store.figures import HAS_PAGE, Scope, session_conditions
 from sidecar.store.queries import FilterError, Row
+from sidecar.store.scope import HAS_PAGE, Scope, session_conditions
 
 LIMIT = 50
 SEARCH_MAX = 200  # characters that are looked for

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from sidecar.canonical import number
 from sidecar.errors import SidecarError
 from sidecar.store.database import Connection, rows
-from sidecar.store.figures import Sample, Scope, count_online
+from sidecar.store.figures import Sample, count_online
+from sidecar.store.scope import Scope
+from sidecar.store.totals import Sessions
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 500
@@ -185,28 +187,6 @@ def list_funnels(conn: Connection, *, most: int) -> list[tuple[str, str]]:
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
-_COUNT_SESSIONS = """
-SELECT count(DISTINCT s.visitor_key) AS visitors, count(*) AS sessions, total(s.provisional) AS provisional,
-    total(s.page_views) AS page_views, total(s.events_count) AS events, total(s.converted) AS conversions,
-    sum(s.conversion_value) AS conversion_value,
-    total(s.page_views <= 1 AND (s.events_count = s.page_views OR NOT EXISTS (
-        SELECT 1 FROM events AS e
-        WHERE e.session_key = s.session_key AND e.event_name NOT IN ('page_view', 'session_end')))) AS bounces
-FROM sessions AS s INDEXED BY sessions_by_start LEFT JOIN clients AS c ON c.client_key = s.first_client_key
-WHERE c.bot IS NULL AND s.started_at >= :since AND s.started_at < :until
-AND s.funnel_key IN (SELECT funnel_key FROM funnels
-                     WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))"""
-
-_MEDIAN_DURATION = """
-SELECT avg(duration_seconds) FROM (
-    SELECT s.duration_seconds
-    FROM sessions AS s INDEXED BY sessions_by_start LEFT JOIN clients AS c ON c.client_key = s.first_client_key
-    WHERE c.bot IS NULL AND s.started_at >= :since AND s.started_at < :until
-    AND s.funnel_key IN (SELECT funnel_key FROM funnels
-                         WHERE site = coalesce(:site, site) AND funnel_id = coalesce(:funnel_id, funnel_id))
-    ORDER BY s.duration_seconds LIMIT 2 - :count % 2 OFFSET (:count - 1) / 2)"""
-
-
 # `started_at` is the time of the first fact: where the first event is later, that was a vital, and the wait is between
 # the two. Where both have one time, the event comes first: no wait.
 _COUNT_PROVISIONAL = """
@@ -259,32 +239,29 @@ def count_overview(conn: Connection, filters: Filters, now: int, timeout_ms: int
     `onlineVisitors` are of now (ms): visitors with a fact in the last five minutes, whatever `since` and `until` say;
     a client's clock may be as far ahead. The last three are of sessions that began with a web vital (`Provisional`).
     """
-    bound = filters.bind()
+    scope = _scope_of(filters)
     began = count_provisional(conn, filters, now, timeout_ms)
-    row = next(rows(conn, _COUNT_SESSIONS, bound))
-    sessions: int = row["sessions"]
-    median = conn.execute(_MEDIAN_DURATION, bound | {"count": sessions}).fetchone()[0] if sessions else None
-    value = row["conversion_value"]
+    totals = Sessions(conn, scope).totals()
     return {
-        "visitors": row["visitors"],
-        "sessions": sessions,
-        "provisionalSessions": int(row["provisional"]),
-        "pageViews": int(row["page_views"]),
-        "events": int(row["events"]),
-        "conversions": int(row["conversions"]),
-        "conversionRate": _share(row["conversions"], sessions),
-        "conversionValue": None if value is None else number(round(value, 6)),
-        "bounceRate": _share(row["bounces"], sessions),
-        "medianDurationSeconds": None if median is None else number(median),
-        "onlineVisitors": count_online(conn, _scope_of(filters), now),
+        "visitors": totals.visitors,
+        "sessions": totals.sessions,
+        "provisionalSessions": totals.provisional,
+        "pageViews": totals.page_views,
+        "events": totals.events,
+        "conversions": totals.conversions,
+        "conversionRate": _rounded(totals.conversion_rate),
+        "conversionValue": totals.conversion_value,
+        "bounceRate": _rounded(totals.bounce_rate),
+        "medianDurationSeconds": totals.median_s,
+        "onlineVisitors": count_online(conn, scope, now),
         "timeToFirstEventMedianSeconds": began.median_s,
         "timeToFirstEventP95Seconds": began.p95_s,
         "neverEnrichedSessions": began.never_enriched,
     }
 
 
-def _share(part: float, whole: int) -> float | None:
-    return number(round(part / whole, 6)) if whole else None
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else number(round(share, 6))
 
 
 def percentile_vitals(conn: Connection, filters: Filters) -> dict[str, dict[str, Any]]:

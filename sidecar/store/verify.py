@@ -501,10 +501,12 @@ def _derive_visitor(key: int, conn: Connection, _: int) -> list[Step]:
 
 def _find_samples(conn: Connection, span: tuple[int, int]) -> Iterator[_Finding]:
     for chunk, *stored in conn.execute(
-        "SELECT chunk, first_at, last_at, body FROM samples WHERE chunk BETWEEN ? AND ?", span
+        """SELECT chunk, first_at, last_at, first_started_at, last_started_at, vitals, sessions
+        FROM samples WHERE chunk BETWEEN ? AND ?""",
+        span,
     ).fetchall():
         if tuple(stored) != pack(conn, chunk):
-            said = "is not what its sessions' web vitals make"
+            said = "is not what its sessions and their facts make"
             yield _Finding(Difference("samples", str(chunk), "", said, None), partial(_drop_sample, chunk))
 
 

@@ -26,8 +26,9 @@ from sidecar.errors import SidecarError
 from sidecar.model import rate
 from sidecar.store.choices import Choices
 from sidecar.store.database import Connection, Error
-from sidecar.store.figures import METRICS, UNKNOWN
+from sidecar.store.figures import METRICS
 from sidecar.store.queries import FilterError
+from sidecar.store.scope import UNKNOWN
 from sidecar.web import format as formats
 from sidecar.web.access import SAFE_HEADERS, Guard, SafeHeaders, is_same_origin
 from sidecar.web.period import PERIODS, View, read_view, read_zone

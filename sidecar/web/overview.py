@@ -7,9 +7,8 @@ for its figures (`Sidecar-Live: 1`) and is given that piece of HTML alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
 from html import escape
 from typing import Any, NamedTuple
 
@@ -19,20 +18,9 @@ from starlette.routing import Route
 
 from sidecar.store.choices import list_choices
 from sidecar.store.database import Connection
-from sidecar.store.figures import (
-    TOPS,
-    UNKNOWN,
-    Point,
-    Sample,
-    Scope,
-    Sessions,
-    Top,
-    Totals,
-    Vital,
-    count_online,
-    latest_start,
-    passes,
-)
+from sidecar.store.figures import Sample, Vital, count_online, latest_start, passes
+from sidecar.store.scope import UNKNOWN
+from sidecar.store.totals import TOPS, Point, Sessions, Top, Totals
 from sidecar.web.address import server_address
 from sidecar.web.charts import Chart, Times, columns, count_ticks, draw, read_times, round_up
 from sidecar.web.format import format_count, format_duration, format_money, format_number, format_percent
@@ -43,12 +31,6 @@ from sidecar.web.read import Context
 ROWS = 8  # of each list
 TALL = 190  # px
 LOW = 48
-OF_CLIENTS = ("countries", "devices", "browsers", "systems")
-# As measured over 400,000 sessions.
-LONGEST_FIRST = (
-    *("vitals", "of clients", "pages", "totals", "before", "referrers", "points", "entry pages", "campaigns"),
-    *("exit pages", "online"),
-)
 # Of each list: its title, what its numbers count, the filter that a row sets, and what stands for a name not known.
 LISTS = {
     "pages": ("Pages", "Page views", "page", "unknown"),
@@ -96,20 +78,22 @@ class Listing(NamedTuple):
     rows: list[TopRow]
 
 
-class Reading:
-    """One connection at work: what several figures need of it is made once."""
+class Counted(NamedTuple):
+    """What is counted over the sessions of a scope."""
 
-    def __init__(self, conn: Connection, scope: Scope) -> None:
-        self.conn = conn
-        self._scope = scope
-
-    @cached_property
-    def sessions(self) -> Sessions:
-        """The sessions of the scope."""
-        return Sessions(self.conn, self._scope)
+    totals: Totals
+    points: list[Point]
+    tops: dict[str, list[Top]]  # none where only the figures are asked for
 
 
-def read_together(context: Context, scope: Scope, jobs: Mapping[str, Callable[[Reading], Any]]) -> dict[str, Any]:
+def count_sessions(conn: Connection, view: View, kinds: Sequence[str]) -> Counted:
+    """Totals, course, and the lists of the most of these kinds."""
+    sessions = Sessions(conn, view.scope)
+    tops = {kind: sessions.tops(kind, ROWS) for kind in kinds}
+    return Counted(sessions.totals(), sessions.series(view.zone), tops)
+
+
+def read_together(context: Context, jobs: Mapping[str, Callable[[Connection], Any]]) -> dict[str, Any]:
     """What each job gives, by its name: two connections take one job after the other, so put the longest first.
 
     No thread waits for a connection while it holds one, so requests cannot block each other.
@@ -119,13 +103,12 @@ def read_together(context: Context, scope: Scope, jobs: Mapping[str, Callable[[R
 
     def work() -> None:
         with context.readers.snapshot() as conn:
-            reading = Reading(conn, scope)
             while waiting:
                 try:
                     name, job = waiting.popleft()
                 except IndexError:  # the other has just taken the last one
                     return
-                found[name] = job(reading)
+                found[name] = job(conn)
 
     with ThreadPoolExecutor(1) as beside:
         other = beside.submit(work)
@@ -211,15 +194,6 @@ def make_listing(kind: str, tops: list[Top], view: View, countries: Mapping[str,
     return Listing(kind.replace(" ", "-"), title, counted, rows)
 
 
-def _read_top(kind: str, reading: Reading) -> list[Top]:
-    return reading.sessions.tops(kind, ROWS)
-
-
-def _read_tops_of_clients(reading: Reading) -> dict[str, list[Top]]:
-    """In one job, for they are counted together."""
-    return {kind: _read_top(kind, reading) for kind in OF_CLIENTS}
-
-
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -229,31 +203,31 @@ class Overview:
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
 
-    def _jobs(self, view: View, now: int) -> dict[str, Callable[[Reading], Any]]:
-        """What an open page asks for again."""
-        return {
-            "vitals": lambda reading: Sample(reading.conn, view.scope).split()[0],
-            "totals": lambda reading: reading.sessions.totals(),
-            "before": lambda reading: Sessions(reading.conn, view.scope.before, "on_page_before").totals(),
-            "points": lambda reading: reading.sessions.series(view.zone),
-            "online": lambda reading: count_online(reading.conn, view.scope, now),
+    def _read(self, view: View, now: int, kinds: Sequence[str] = ()) -> dict[str, Any]:
+        """Everything that is counted; an open page asks again for all but the lists."""
+        jobs: dict[str, Callable[[Connection], Any]] = {
+            "vitals": lambda conn: Sample(conn, view.scope).split()[0],
+            "counted": lambda conn: count_sessions(conn, view, kinds),
+            "before": lambda conn: Sessions(conn, view.scope.before).totals(),
+            "online": lambda conn: count_online(conn, view.scope, now),
         }
+        return read_together(self._frame.context, jobs)
 
     def _shown(self, view: View, found: Mapping[str, Any], now: int) -> dict[str, Any]:
         """What both the page and the piece of it show."""
-        points: list[Point] = found["points"]
+        counted: Counted = found["counted"]
         vitals: dict[str, Vital] = found["vitals"]
-        times = read_times([point.at for point in points], view, now)
-        above, below = draw_course(points, times)
+        times = read_times([point.at for point in counted.points], view, now)
+        above, below = draw_course(counted.points, times)
         return {
-            "figures": make_figures(found["totals"], found["before"], found["online"]),
+            "figures": make_figures(counted.totals, found["before"], found["online"]),
             "above": above,
             "below": below,
             "times": times,
-            "points": points,
+            "points": counted.points,
             "vitals": vitals,
             "passing": passes(vitals),
-            "provisional": found["totals"].provisional,
+            "provisional": counted.totals.provisional,
         }
 
     def read(self, request: Request) -> Response:
@@ -261,7 +235,7 @@ class Overview:
         context = self._frame.context
         view, now = self._frame.view(request), context.clock()
         if request.headers.get("sidecar-live") == "1":
-            found = read_together(context, view.scope, self._jobs(view, now))
+            found = self._read(view, now)
             return self._frame.render(request, "overview_figures.html", view=view, **self._shown(view, found, now))
         with context.readers.snapshot() as conn:
             shipping = context.read_shipping(conn, now, context.session_timeout_ms)
@@ -270,13 +244,8 @@ class Overview:
         if latest is None:
             tag = self._script_tag(request)
             return self._frame.render(request, "empty.html", section="overview", tag=tag, shipping=shipping)
-        tops: dict[str, Callable[[Reading], Any]] = {
-            kind: partial(_read_top, kind) for kind in TOPS if kind not in OF_CLIENTS
-        }
-        jobs = self._jobs(view, now) | tops | {"of clients": _read_tops_of_clients}
-        found = read_together(context, view.scope, {name: jobs[name] for name in sorted(jobs, key=LONGEST_FIRST.index)})
-        totals: Totals = found["totals"]
-        listed: dict[str, list[Top]] = found["of clients"] | {kind: found[kind] for kind in tops}
+        found = self._read(view, now, TOPS)
+        counted: Counted = found["counted"]
         shown = self._shown(view, found, now)
         return self._frame.render(
             request,
@@ -287,8 +256,8 @@ class Overview:
             choices=choices,
             shipping=shipping,
             latest=latest,
-            is_empty=totals.sessions == 0 and not any(one.samples for one in found["vitals"].values()),
-            listings=[make_listing(kind, listed[kind], view, choices.countries) for kind in TOPS],
+            is_empty=counted.totals.sessions == 0 and not any(one.samples for one in found["vitals"].values()),
+            listings=[make_listing(kind, counted.tops[kind], view, choices.countries) for kind in TOPS],
             **shown,
         )
 

@@ -21,7 +21,7 @@ from sidecar.store.documents import read_facts, summary
 from sidecar.store.erasure import Erased, forget
 from sidecar.store.explain import count_facts, explain, group_left_out, value_text
 from sidecar.store.facts import FactOwner
-from sidecar.store.figures import METRICS, Scope
+from sidecar.store.figures import METRICS
 from sidecar.store.lists import (
     SEARCH_MAX,
     SESSION_SORTS,
@@ -33,6 +33,7 @@ from sidecar.store.lists import (
     list_visitors,
 )
 from sidecar.store.queries import FilterError, Row
+from sidecar.store.scope import Scope
 from sidecar.web.format import describe, page_url
 from sidecar.web.frame import Frame, with_parameters
 from sidecar.web.read import NotFoundError, find_session, find_visitor, read_filters

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sidecar.canonical import from_iso
-from sidecar.store.figures import Scope
 from sidecar.store.queries import FilterError
+from sidecar.store.scope import Scope
 
 PERIODS = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days"}
 PERIOD_DEFAULT = "7d"

@@ -247,6 +247,25 @@ def test_a_fact_over_the_bound_by_itself_leaves_no_session(tmp_path: Path) -> No
         assert (sidecar.export(), sidecar.findings()) == ([], [])
 
 
+def test_beacons_for_a_session_of_few_large_facts_obey_the_bound(tmp_path: Path) -> None:
+    """A document filled it but for half a MB: beacons get that much, though the session has few facts."""
+    with LocalSidecar(tmp_path / "n.db", START) as sidecar:
+        filled = [document_event(number, "x" * (MIB - 1024)) for number in range(15)] + [
+            document_event(15, "x" * (MIB // 2))
+        ]
+        assert take(sidecar.conn, document(filled)) == [ACCEPTED]
+        large = {"text": "y" * 15_000}
+        outcomes: list[str] = []
+        for start in range(100, 150, 10):
+            items = [event("s", eventId=str(n), timestamp=START, properties=large) for n in range(start, start + 10)]
+            outcomes += _send(sidecar, [dump(item) for item in items])
+        taken = outcomes.count("accepted")
+        assert 30 < taken < 40
+        assert outcomes == ["accepted"] * taken + ["rejected"] * (50 - taken)
+        assert SESSION_BYTES_MAX - 16_000 < held_bytes(sidecar.conn) <= SESSION_BYTES_MAX
+        assert sidecar.findings() == []
+
+
 def test_ordinary_sessions_are_not_summed(tmp_path: Path) -> None:
     """The bytes of a session of few facts of beacons are not asked for: that is the way of nearly all beacons."""
     said: list[str] = []

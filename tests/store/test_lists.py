@@ -12,7 +12,6 @@ import pytest
 
 from sidecar.model import Client, Fact
 from sidecar.store.database import Connection, open_read_only
-from sidecar.store.figures import Scope
 from sidecar.store.lists import (
     SESSION_SORTS,
     VISITOR_SORTS,
@@ -24,6 +23,7 @@ from sidecar.store.lists import (
     list_visitors,
 )
 from sidecar.store.queries import FilterError, find_visitors
+from sidecar.store.scope import Scope
 from tests.builders import BOT, START, event, page_of, record_facts, vital
 
 HOUR = 3_600_000

@@ -11,9 +11,9 @@ import pytest
 
 from sidecar.errors import StoreError, UnavailableError
 from sidecar.model import Fact, nearest_rank
-from sidecar.store import figures, queries
+from sidecar.store import figures, queries, samples
 from sidecar.store.database import Connection, OperationalError, open_read_only
-from sidecar.store.figures import Scope, latest_start
+from sidecar.store.figures import latest_start
 from sidecar.store.queries import (
     FilterError,
     Filters,
@@ -27,6 +27,7 @@ from sidecar.store.queries import (
     percentile_vitals,
 )
 from sidecar.store.readers import Readers
+from sidecar.store.scope import Scope
 from tests.builders import BOT, START, event, record_facts, vital
 
 MINUTE = 60_000
@@ -351,7 +352,7 @@ def test_the_percentile_is_the_nearest_rank(path: Path, conn: Connection, count:
 
 BOUND = Filters(funnel_id="f").bind() | {"at": 0, "key": 0, "visitor_key": 1, "most": 1, "now": 0, "online": 1}
 BOUND |= {"session_id": "s", "anonymous_id": "v", "metric": "LCP", "good": 1, "fair": 2, "position": 0, "count": 1}
-BOUND |= {"timeout": 1}
+BOUND |= {"timeout": 1, "first": 0, "end": 1}
 
 
 @pytest.mark.parametrize(
@@ -375,9 +376,13 @@ BOUND |= {"timeout": 1}
             figures.online_sql(Scope(0, 1, "s", "f")),
             "SEARCH v USING COVERING INDEX visitors_by_last_seen (last_seen>?)",
         ),
-        (queries._COUNT_SESSIONS, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH s USING INDEX sessions_by_start (started_at>? AND started_at<?)"),
         (queries._COUNT_PROVISIONAL, "SEARCH events USING PRIMARY KEY (session_key=?)"),
+        (samples._VITAL_ROWS, "SEARCH web_vitals USING PRIMARY KEY (session_key>? AND session_key<?)"),
+        (samples._CLIENT_ROWS, "SEARCH s USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        (samples._SESSION_ROWS, "SEARCH s USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+        (samples._PAGE_ROWS, "SEARCH events USING PRIMARY KEY (session_key>? AND session_key<?)"),
+        (samples._PAGE_ROWS, "SEARCH web_vitals USING PRIMARY KEY (session_key>? AND session_key<?)"),
     ],
 )
 def test_readings_seek(conn: Connection, sql: str, step: str) -> None:

@@ -1,4 +1,4 @@
-"""Packed web vitals say what the facts say, and go with the change of any session of theirs."""
+"""Packed sessions and web vitals say what the facts say, and go with the change of any session of theirs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from hypothesis.strategies import DataObject
 from sidecar.store import figures, samples
 from sidecar.store.database import Connection, immediate, snapshot
 from sidecar.store.erasure import forget
-from sidecar.store.figures import Sample, Scope
+from sidecar.store.figures import Sample
 from sidecar.store.lines import merge_lines
+from sidecar.store.scope import Scope
+from sidecar.store.totals import TOPS, Sessions
 from tests import items
 from tests.items import Delivery
 from tests.local import LocalSidecar
-from tests.servers import vital
+from tests.servers import event, vital
 
 NOW = 1_795_330_800_000  # 2026-11-22T07:00:00.000Z
 EVER = Scope(0, 2 * NOW)
@@ -92,10 +94,15 @@ def test_an_erasure_and_an_import_drop_the_row(sidecar: LocalSidecar) -> None:
 def test_verify_compares_and_repair_drops(sidecar: LocalSidecar) -> None:
     """A row that says something else is found by its chunk."""
     sidecar.conn.execute("UPDATE samples SET last_at = last_at + 1")
-    assert sidecar.findings() == ["samples 0: is not what its sessions' web vitals make"]
-    sidecar.conn.execute("UPDATE samples SET last_at = last_at - 1, body = zeroblob(9)")
-    [said] = sidecar.findings()
-    assert said.startswith("samples 0: ")
+    assert sidecar.findings() == ["samples 0: is not what its sessions and their facts make"]
+    sidecar.conn.execute("UPDATE samples SET last_at = last_at - 1")
+    assert sidecar.findings() == []
+    for column in ("vitals", "sessions"):
+        put(sidecar.conn)
+        sidecar.conn.execute(f"UPDATE samples SET {column} = zeroblob(9)")
+        [said] = sidecar.findings()
+        assert said.startswith("samples 0: ")
+        sidecar.conn.execute("DELETE FROM samples")
 
 
 def test_only_sessions_at_rest_are_packed(tmp_path: Path) -> None:
@@ -114,9 +121,54 @@ def test_bots_and_placeholders_are_left_out(tmp_path: Path) -> None:
         sidecar.send("web-vitals", vital("s-1", "TTFB", 0, navigationType="back-forward-cache", timestamp=NOW))
         sidecar.send("web-vitals", vital("s-1", "FID", 8, timestamp=NOW))
         put(sidecar.conn)
-        assert sidecar.conn.execute("SELECT first_at, last_at FROM samples").fetchall() == [(None, None)]
+        spans = sidecar.conn.execute("SELECT first_at, last_at, first_started_at, last_started_at FROM samples")
+        assert spans.fetchall() == [(None, None, NOW, NOW)]
         with snapshot(sidecar.conn):
             assert len(Sample(sidecar.conn, EVER)) == 0
+
+
+def test_chunks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts and pages of one chunk are not taken for those of another: 30 sessions, chunks of 4, some packed."""
+    monkeypatch.setattr(samples, "_span", lambda chunk: {"first": chunk * 4, "end": chunk * 4 + 4})
+    with LocalSidecar(tmp_path / "s.db", NOW) as sidecar:
+        for number in range(30):
+            page = {"url": f"https://a.test/{number % 3}", "referrer": f"https://from-{number % 5}.test/x"}
+            context = {
+                "session": {"sessionId": f"s-{number}"},
+                "user": {"anonymousId": f"v-{number % 7}"},
+                "page": page,
+            }
+            sidecar.send("events", event(f"s-{number}", timestamp=NOW, context=context))
+        monkeypatch.setattr(samples, "_CHUNKS", "SELECT max(session_key) / 4 FROM sessions")
+        with immediate(sidecar.conn):
+            samples.put_chunks(sidecar.conn, [0, 3, 4])
+        with snapshot(sidecar.conn):
+            sessions = Sessions(sidecar.conn, EVER)
+            assert {top.name: top.amount for top in sessions.tops("referrers", 9)} == {
+                f"from-{number}.test": 6 for number in range(5)
+            }
+            assert {top.name: top.amount for top in sessions.tops("pages", 9)} == {"/0": 10, "/1": 10, "/2": 10}
+            on_page = Sessions(sidecar.conn, EVER._replace(page="/1"))
+            assert (len(on_page), on_page.totals().visitors, on_page.totals().page_views) == (10, 7, 10)
+            assert {top.name: top.amount for top in on_page.tops("referrers", 9)} == {
+                f"from-{number}.test": 2 for number in range(5)
+            }
+
+
+@pytest.mark.parametrize(
+    ("referrer", "host"),
+    [
+        ("https://News.Example/a?b#c", "news.example"),
+        ("https://news.example?b", "news.example"),
+        ("https://user@news.example:81#c", "user@news.example:81"),
+        ("android-app://com.example.app/x", "com.example.app"),
+        ("https://", ""),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_referrers_are_counted_by_host(referrer: str, host: str) -> None:
+    """What is no address is counted as it stands."""
+    assert samples.host_of(referrer) == host
 
 
 @pytest.mark.timeout(300)
@@ -132,16 +184,21 @@ def test_figures_are_the_same_with_and_without_rows(folder: Path, sent: list[Del
     with LocalSidecar(path, NOW) as sidecar:
         for beacon in items.groupings(data, sent):
             sidecar.send(beacon.path, beacon.body, beacon.user_agent, beacon.address)
-        scope = Scope(NOW - 10 * 86_400_000, NOW + 86_400_000, device=data.draw(st.sampled_from([None, "desktop"])))
+        page = data.draw(st.sampled_from([None, None, "/a"]))
+        device = data.draw(st.sampled_from([None, "desktop"]))
+        scope = Scope(NOW - 10 * 86_400_000, NOW + 86_400_000, device=device, page=page)
         said: list[tuple[object, ...]] = []
         for _ in range(2):
             with snapshot(sidecar.conn):
                 sample = Sample(sidecar.conn, scope)
                 parts = (sample.split(), sample.by_device(), sample.by_navigation(), sample.by_page())
                 funnels = figures.list_funnel_figures(sidecar.conn, scope)
+                sessions = Sessions(sidecar.conn, scope)
+                tops = [sessions.tops(kind, 1000) for kind in TOPS]
                 said.append((*parts, sample.series(ZONE), sample.by_funnel(), funnels))
+                said.append((sessions.totals(), sessions.series(ZONE), tops))
             put(sidecar.conn)
-        assert said[0] == said[1]
+        assert said[:2] == said[2:]
         assert sidecar.findings() == []
     for left in folder.glob(f"{path.name}*"):
         left.unlink()

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from sidecar.store.figures import Scope, cut
+from sidecar.store.scope import Scope, cut
 from sidecar.web.charts import (
     TOP,
     columns,
@@ -106,7 +106,7 @@ def test_labels_of_times_are_few_and_even(count: int) -> None:
 def test_steps_are_named_and_those_in_part_marked(query: dict[str, str], names: tuple[str, str]) -> None:
     """A step that reaches out of the period, or is not over yet."""
     view = read_view(query, START + 5 * 60_000, None)
-    times = read_times(cut(view.scope, view.zone).starts, view, START + 5 * 60_000)
+    times = read_times(cut(view.scope, view.zone), view, START + 5 * 60_000)
     assert (times.names[0], times.names[-1]) == names
     assert not any(times.partial[1:-1])
 
@@ -122,7 +122,7 @@ def test_steps_are_named_and_those_in_part_marked(query: dict[str, str], names: 
 )
 def test_a_day_of_25_or_23_hours_is_a_day(since: str, until: str, last: str) -> None:
     view = read_view({"since": since, "until": until}, START, "Europe/Paris")
-    times = read_times(cut(view.scope, view.zone).starts, view, START)
+    times = read_times(cut(view.scope, view.zone), view, START)
     assert times.names[-1] == last
     assert not any(times.partial)
 

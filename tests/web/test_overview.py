@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from sidecar.model import Campaign, Client, Fact
-from sidecar.store.figures import TOPS
-from sidecar.web.overview import LONGEST_FIRST, OF_CLIENTS
 from tests.builders import BOT, CHROME, START, event, open_dashboard, page_of, record_facts, vital
 from tests.web.reader import MINUTE, Reader, get
 
@@ -166,10 +164,6 @@ def test_the_first_row_has_the_longest_bar(path: Path) -> None:
     shares = [place for place, (tag, a) in enumerate(page.tags) if tag == "svg" and a.get("class") == "share"]
     widths = [page.tags[place + 1][1]["width"] for place in shares]
     assert widths[:2] == ["100.0", "50.0"]
-
-
-def test_every_list_is_read_in_a_known_order() -> None:
-    assert set(TOPS) - set(OF_CLIENTS) <= set(LONGEST_FIRST)
 
 
 # --- web vitals ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlencode
 
 import pytest
 
-from sidecar.store.figures import Scope
 from sidecar.store.queries import FilterError
+from sidecar.store.scope import Scope
 from sidecar.web.frame import ZONE_COOKIE, ZONES
 from sidecar.web.period import read_view, read_zone
 from sidecar.web.preferences import list_zones
