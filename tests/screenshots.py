@@ -1,9 +1,10 @@
 """Pictures of every view, light and dark, at the width of a desk and of a phone.
 
-    python tests/screenshots.py [FOLDER]
+    python tests/screenshots.py [FOLDER] [--readme .readme]
 
 Fills a sidecar with made-up sessions of 90 days and the traffic of the demo, which ships to a second sidecar, and
-writes `VIEW-SCHEME-WIDTH.png`, whole pages, into FOLDER (default: `screenshots`).
+writes `VIEW-SCHEME-WIDTH.png`, whole pages, into FOLDER (default: `screenshots`); with `--readme` also the four
+pictures of the README into that folder.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tests.servers import Server
 SESSIONS = 3000
 PATIENCE_S = 90.0
 RECEIVE_TOKEN = "a token between two sidecars"
+README_SIZE = (1180, 820)
+README_VIEWS = {"overview": "light", "vitals": "dark", "sessions": "light", "session": "light"}
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 VIEWS = {
     "overview": "/?period=30d",
@@ -68,21 +71,28 @@ def filled(folder: Path) -> Iterator[Server]:
 class Camera:
     """Takes each page that is open in all four ways."""
 
-    def __init__(self, page: Page, folder: Path) -> None:
+    def __init__(self, page: Page, folder: Path, readme: Path | None = None) -> None:
         self._page = page
         self._folder = folder
+        self._readme = readme
 
     def take(self, name: str) -> None:
         """The page as it is, whole."""
         for size, (width, height) in SIZES.items():
-            self._page.set_viewport_size({"width": width, "height": height})
             for scheme in ("light", "dark"):
-                self._page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+                self._show((width, height), scheme)
                 path = self._folder / f"{name}-{scheme}-{size}.png"
                 self._page.screenshot(path=path, full_page=True, animations="disabled")
                 wide = self._page.evaluate("document.documentElement.scrollWidth")
                 print(path, "" if wide <= width else f"is {wide} px wide instead of {width}")
-        self._page.set_viewport_size({"width": SIZES["desk"][0], "height": SIZES["desk"][1]})
+        if self._readme and name in README_VIEWS:
+            self._show(README_SIZE, README_VIEWS[name])
+            self._page.screenshot(path=self._readme / f"{name}.png", animations="disabled")
+        self._show(SIZES["desk"], "light")
+
+    def _show(self, size: tuple[int, int], scheme: str) -> None:
+        self._page.set_viewport_size({"width": size[0], "height": size[1]})
+        self._page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
 
 
 def refuse_errors(response: Response) -> None:
@@ -91,10 +101,10 @@ def refuse_errors(response: Response) -> None:
         raise SystemExit(f"{response.url}: HTTP {response.status}")
 
 
-def photograph(browser: Browser, server: Server, folder: Path) -> None:
+def photograph(browser: Browser, server: Server, folder: Path, readme: Path | None) -> None:
     """Every view of a filled sidecar."""
     page = browser.new_context(base_url=server.url).new_page()
-    camera = Camera(page, folder)
+    camera = Camera(page, folder, readme)
     page.on("response", refuse_errors)
     page.goto("/sign-in")
     camera.take("sign-in")
@@ -120,12 +130,14 @@ def main() -> None:
     """Fill, photograph, end."""
     parser = argparse.ArgumentParser(description="Pictures of every view of the dashboard.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("screenshots"))
-    folder = parser.parse_args().folder
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made, sync_playwright() as playwright:
         browser = launch(playwright)
         with filled(Path(made)) as server:
-            photograph(browser, server, folder)
+            photograph(browser, server, folder, options.readme)
         with Server(Path(made) / "empty.db") as empty:
             page = browser.new_context(base_url=empty.url).new_page()
             page.goto("/")

@@ -104,6 +104,7 @@ def draw(facts: Sequence[Fact], started_at: int) -> TimeLine:
             kind = "gain" if fact.name in _CONVERSIONS else "event"
             said = f"Event {_isolate(shorten(fact.name, 100))} {when}{where}"
             marks.append(Mark(kind, x, lanes["Events"].y, 0, _EVENT, said, ""))
+    marks.sort(key=lambda mark: mark.kind == "gain")  # drawn last, so that the end of the session does not hide it
     step = next((s for s in _STEPS_S if span / 1000 / s <= TICKS_MAX), 0.0) * 1000 or -(-span // TICKS_MAX)
     count = int(span / step) + 1
     ticks = [Tick(x_of(round(started_at + n * step)), _say_tick(n * step, span)) for n in range(count)]

@@ -256,6 +256,16 @@ def test_the_time_line_is_to_scale() -> None:
     assert line.ticks[2].x - line.ticks[0].x == pytest.approx(whole * 0.3, abs=0.2)
 
 
+def test_a_conversion_is_drawn_over_the_end_of_its_session() -> None:
+    """Both in one place of the line: the conversion is the one to see."""
+    sold = event("s", "purchase", fact_id="p", at=START + 60_000)
+    line = draw([event("s", at=START), sold, event("s", "session_end", fact_id="z", at=START + 60_000)], START)
+    assert [(mark.kind, mark.x) for mark in line.marks[-2:]] == [
+        ("event", line.marks[-1].x),
+        ("gain", line.marks[-1].x),
+    ]
+
+
 @pytest.mark.parametrize("last", [0, 1, 999, 59_000, 3_600_000, 86_400_000, 400 * 86_400_000])
 def test_a_time_line_of_any_length(last: int) -> None:
     line = draw([event("s"), event("s", "e", at=last)], START)
