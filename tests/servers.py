@@ -75,6 +75,10 @@ class Server:
         self.process.kill()
         self.process.wait(timeout=30)
 
+    def set(self, **settings: str) -> None:
+        """Other settings, from the next start on."""
+        self._environment |= {f"SIDECAR_{name}": value for name, value in settings.items()}
+
     def restart(self) -> None:
         """Start again on the same file and port."""
         self.process = self._start()

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.store import outbox, shipping
 from sidecar.store.database import Connection
+from sidecar.store.erasure import forget
 from sidecar.store.outbox import Batch
 from tests.builders import event, vital
 from tests.ship.house import ADDRESS, NOW, TIMEOUT_MS, House, documents, session_ids
@@ -118,6 +119,29 @@ def test_what_changed_or_went_after_the_draft_is_left_out(house: House) -> None:
         table(house, "SELECT line, session_key FROM batch_lines") == f"0 {house.key('s-000')}\n1 {house.key('s-002')}"
     )
     assert house.write(claim) is None, "nothing is left of it"
+
+
+def test_drafting_rests_after_each_document(house: House) -> None:
+    """So that beacons go first: once a line, also of erasures, but not when the batch is full."""
+    house.record_sessions(3)
+    house.write(lambda conn: forget(conn, "default", "v-9", house.now))
+    rests: list[int] = []
+
+    def draft(lines_max: int) -> int:
+        rests.clear()
+        drafted = house.read(
+            lambda conn: outbox.draft_batch(
+                conn, lines_max=lines_max, now=house.now, timeout_ms=TIMEOUT_MS, rest=lambda: rests.append(1)
+            )
+        )
+        assert drafted is not None
+        return len(drafted.lines)
+
+    assert (draft(9), len(rests)) == (1, 1)
+    claimed(house)
+    house.write(lambda conn: conn.execute("UPDATE tombstones SET shipped_revision = revision"))
+    assert (draft(9), len(rests)) == (3, 3)
+    assert (draft(2), len(rests)) == (2, 1)
 
 
 def test_claiming_and_counting_seek(house: House) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import DestinationBusyError
+from sidecar.ship import shipper as shipper_module
 from sidecar.ship.lock import ShipLock
 from sidecar.ship.sinks import Answer, Verdict
 from sidecar.store import outbox, shipping
@@ -60,6 +61,23 @@ async def test_one_pass_ships_all_that_is_finished(house: House) -> None:
     everything = await shipper.ship_once(include_unfinished=True)
     assert (everything.confirmed, house.shipping()["unfinishedSessions"]) == (1, 0)
     assert documents(sink.sent[-1].body)[0]["finished"] is False
+
+
+async def test_only_the_background_rests_between_documents(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who ships waits for nothing."""
+    rests: list[int] = []
+    monkeypatch.setattr(shipper_module, "_rest", lambda: rests.append(1))
+    house.record_sessions(2)
+    shipper = house.shipper(ScriptedSink())
+    assert (await shipper.ship_once()).confirmed == 2
+    assert rests == []
+    house.record_sessions(3, first=10)
+    running = asyncio.create_task(shipper.run())
+    await until(lambda: house.shipping()["confirmedSessions"] == 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(rests) == 3
 
 
 async def test_a_pass_ends_though_sessions_go_on(house: House) -> None:
