@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.applications import Starlette
@@ -66,6 +67,7 @@ from sidecar.web.gate import Gate, KnownFunnel
 from sidecar.web.receive import Receive
 from sidecar.web.tidy import Tidy
 
+HEALTH_READERS_MAX = 2
 SHUTDOWN_S = 10  # what open requests get before the server ends
 SCRIPT_MAX_AGE_S = 3600
 EMPTY_WAL_S = 5.0  # how long `prune --vacuum` waits for readers of a running server
@@ -151,7 +153,10 @@ class Script:
 
 
 class Health:
-    """`GET /healthz` and `GET /metrics`: what the parts say of themselves."""
+    """`GET /healthz` and `GET /metrics`: what the parts say of themselves.
+
+    With threads and connections of their own: who watches the process does not wait behind the dashboard's readings.
+    """
 
     def __init__(
         self,
@@ -166,11 +171,24 @@ class Health:
         self._collect = collect
         self._readers = readers
         self._shipper = shipper
+        self._threads: CapacityLimiter | None = None  # made in the loop that it belongs to
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
-    def healthz(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
+    async def _in_thread(self, function: Callable[[], Response]) -> Response:
+        if self._threads is None:
+            self._threads = CapacityLimiter(HEALTH_READERS_MAX)
+        return await to_thread.run_sync(function, limiter=self._threads)
+
+    async def healthz(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
         """503 only where beacons cannot be stored."""
+        return await self._in_thread(self._read_health)
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
+        """Prometheus text."""
+        return await self._in_thread(self._read_metrics)
+
+    def _read_health(self) -> Response:
         failure = self._writer.failure
         content: dict[str, Any] = {"status": "failing" if failure else "ok"}
         if failure:
@@ -186,8 +204,7 @@ class Health:
             content["shipping"] = {"state": "unknown", "reason": str(error), "sentence": f"unknown: {error}"}
         return JSONResponse(content, status_code=503 if failure else 200, headers={"Cache-Control": "no-store"})
 
-    def metrics(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint
-        """Prometheus text."""
+    def _read_metrics(self) -> Response:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def collect(self) -> Iterable[Metric]:
@@ -275,6 +292,7 @@ def build(settings: Settings) -> ASGIApp:
     rules, gate, script = _rules(settings), _gate(settings), Script()
     writer = Writer(open_database(settings.database, durability=settings.durability))
     readers = Readers(settings.database)
+    health_readers = Readers(settings.database, readers_max=HEALTH_READERS_MAX)
 
     def find_address(scope: Scope) -> str | None:
         return gate.find_address(peer_address(scope), Headers(scope=scope).get("x-forwarded-for"))
@@ -331,11 +349,12 @@ def build(settings: Settings) -> ASGIApp:
             with suppress(asyncio.CancelledError):
                 await task
         readers.close()
+        health_readers.close()
         await tidy.finish()
         await asyncio.to_thread(writer.close)
 
     dashboard = pages.Pages(context)
-    health = Health(settings, writer, lambda: collect, readers, shipper)
+    health = Health(settings, writer, lambda: collect, health_readers, shipper)
     behind = [Middleware(SafeHeaders), Middleware(Guard, access=access, refuse=read.refuse)]
     routes = [
         Route("/sidecar.js", script.read, methods=["GET"]),
