@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sidecar import __version__
-from sidecar.app import build, describe_status, now_ms, prepare_upstream, prune_now, run_server, ship_now
+from sidecar.app import build, now_ms, prepare_upstream, prune_now, run_server, ship_now
 from sidecar.canonical import from_iso, to_iso
 from sidecar.config import Settings, load_settings, setting_names
 from sidecar.demo import run as run_demo
 from sidecar.errors import SidecarError, StoreError
 from sidecar.model import Outcome
+from sidecar.status import describe_status
 from sidecar.store.arrivals import read_arrivals
 from sidecar.store.backup import back_up
 from sidecar.store.database import (
@@ -567,7 +568,7 @@ def backup(dest: Path, **given: Any) -> None:
 @database_option
 def status(**given: Any) -> None:
     """Counts, sizes, what waits to be shipped and why, the last delivery."""
-    for label, text in describe_status(load_settings(**given)):
+    for label, text in describe_status(load_settings(**given), now_ms()):
         click.echo(f"{label:<24}{text}")
 
 
