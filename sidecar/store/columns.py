@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 Columns = dict[str, "NDArray[Any]"]
 
 
-def join(layout: Layout, tables: Sequence[Sequence[bytes]]) -> Columns:
-    """The columns of several tables of one layout, one after the other."""
+def join(layout: Layout, tables: Sequence[list[bytes]]) -> Columns:
+    """The columns of several tables of one layout, one after the other. Takes them out of the tables: 2,000,000 web
+    vitals are 56 MB, and would be there twice.
+    """
     import numpy as np
 
-    parts = list(zip(*tables, strict=True)) or [()] * len(layout)
-    return {
-        name: np.frombuffer(b"".join(part), np.dtype(code)) for part, (name, code) in zip(parts, layout, strict=True)
-    }
+    columns = {}
+    for place, (name, code) in enumerate(layout):
+        columns[name] = np.frombuffer(b"".join([table[place] for table in tables]), np.dtype(code))
+        for table in tables:
+            table[place] = b""
+    return columns
 
 
 def shift(places: NDArray[Any], counts: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int64]:

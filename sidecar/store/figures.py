@@ -103,8 +103,8 @@ class Sample:
         self._conn = conn
         self._scope = scope
         chunks = list(list_vitals(conn, scope.since, scope.until))
-        columns = join(VITALS, [chunk.vitals for chunk in chunks])
         counts = [count_rows(VITALS, chunk.vitals) for chunk in chunks]
+        columns = join(VITALS, [chunk.vitals for chunk in chunks])
         columns["client"], self._clients = join_places(columns["client"], counts, [chunk.clients for chunk in chunks])
         kept = fits(conn, scope, columns, self._clients, "timestamp")
         if scope.page is not None:

@@ -86,10 +86,11 @@ class Sessions:
         self._conn = conn
         self._scope = scope
         chunks = list(list_sessions(conn, scope.since, scope.until))
+        counts = [count_rows(SESSIONS, chunk.sessions) for chunk in chunks]
+        pages_counts = [count_rows(PAGES, chunk.pages) for chunk in chunks]
         columns = join(SESSIONS, [chunk.sessions for chunk in chunks])
         pages = join(PAGES, [chunk.pages for chunk in chunks])
-        counts = [count_rows(SESSIONS, chunk.sessions) for chunk in chunks]
-        pages["row"] = shift(pages["row"], [count_rows(PAGES, chunk.pages) for chunk in chunks], counts)
+        pages["row"] = shift(pages["row"], pages_counts, counts)
         columns["referrer"], self._hosts = join_places(columns["referrer"], counts, [chunk.hosts for chunk in chunks])
         columns["client"], self._clients = join_places(columns["client"], counts, [chunk.clients for chunk in chunks])
         kept = fits(conn, scope, columns, self._clients, "started_at")
