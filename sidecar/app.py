@@ -54,7 +54,7 @@ from sidecar.store.shipping import read_session_shipping, read_shipping
 from sidecar.store.upkeep import put_subaccounts
 from sidecar.store.writer import Writer
 from sidecar.web import pages, read
-from sidecar.web.access import Access, Guard, SafeHeaders, peer_address
+from sidecar.web.access import SAFE_HEADERS, Access, Guard, SafeHeaders, peer_address
 from sidecar.web.collect import Collect
 from sidecar.web.gate import Gate, KnownFunnel
 from sidecar.web.receive import Receive
@@ -143,8 +143,12 @@ def _error_handler(dashboard: pages.Pages, routes: Callable[[], list[Route]]) ->
     """What Starlette refuses (no such path, wrong method, a large form): JSON under /api, else a page."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-        headers = dict(error.headers or {})
+        if not isinstance(error, HTTPException):  # Starlette raises it again, and uvicorn logs it
+            line = "the sidecar met an error of its own; its log says which"
+            if request.url.path.startswith("/api/"):
+                return read.answer({"error": line}, 500, SAFE_HEADERS)
+            return dashboard.error(500, line, SAFE_HEADERS)
+        headers = {**SAFE_HEADERS, **(error.headers or {})}
         if error.status_code == 405:
             fitting = [route for route in routes() if route.matches(request.scope)[0] is not Match.NONE]
             headers["Allow"] = ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
@@ -232,8 +236,11 @@ def build(settings: Settings) -> ASGIApp:
         *read.routes(context),
         *dashboard.routes(),
     ]
-    handlers = {HTTPException: _error_handler(dashboard, lambda: routes)}
-    starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    handler = _error_handler(dashboard, lambda: routes)
+    starlette = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={HTTPException: handler, Exception: handler}
+    )
+    starlette.router.redirect_slashes = False  # it redirects before anybody has asked who may read
     collect = Collect(starlette, writer=writer, rules=rules, gate=gate, clock=now_ms, tidy=tidy, limit=limit)
     return collect
 

@@ -5,6 +5,7 @@ A function of what a session document holds, so that imported events say the sam
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,7 @@ from sidecar.model import Campaign
 CLICK_IDS = frozenset(
     {"gclid", "gbraid", "wbraid", "dclid", "fbclid", "msclkid", "ttclid", "twclid", "li_fbid", "yclid", "epik"}
 )
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 def _query(url: str | None) -> dict[str, str]:
@@ -43,3 +45,14 @@ def click_ids_of(click_ids: Any, url: str | None) -> str | None:
     """Click ids as a set, canonical JSON: of `context.clickIds` where it has any, else of the page address."""
     found = _texts(click_ids) or {key: value for key, value in _query(url).items() if key in CLICK_IDS}
     return to_json(found) if found else None
+
+
+def host_of(referrer: str | None) -> str | None:
+    """`https://www.News.example/a` -> `news.example`; None where there is none; what is no address stays as it is."""
+    if referrer is None:
+        return None
+    match = _ADDRESS.match(referrer)
+    if match is None:
+        return referrer
+    host = match[1].rpartition("@")[2].lower().removeprefix("www.")  # without user and password
+    return host or None

@@ -479,4 +479,6 @@ def csv_row(document: dict[str, Any]) -> list[Any]:
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, bool):
         return "true" if cell else "false"
+    if isinstance(cell, str):
+        cell = cell.replace("\0", "\ufffd")  # many readers of CSV end at a NUL
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -17,7 +17,7 @@ from sidecar.model import LIMITS, NAVIGATION_TYPES, rate
 from sidecar.store.columns import Columns, choose, fits, is_on_page, join, join_places, list_used
 from sidecar.store.database import Connection
 from sidecar.store.samples import METRIC_CODES, VITALS, count_rows, list_vitals
-from sidecar.store.scope import PAGES_OF, Scope, cut, session_conditions
+from sidecar.store.scope import PAGES_OF, UNKNOWN, Scope, cut, session_conditions
 from sidecar.store.totals import Sessions, Totals
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def latest_start(conn: Connection) -> int | None:
 # --- web vitals ------------------------------------------------------------------------------------------------------
 
 NO_VITALS = {metric: Vital(None, None, 0, 0, 0, 0) for metric in METRICS}
-DEVICES = ("unknown", "desktop", "mobile", "tablet")
+DEVICES = (UNKNOWN, "desktop", "mobile", "tablet")
 NAVIGATIONS = ("unknown", *NAVIGATION_TYPES)
 
 
@@ -155,12 +155,14 @@ class Sample:
         return parts
 
     def by_device(self) -> dict[str, dict[str, Vital]]:
-        """Figures of each of DEVICES that has any."""
+        """Figures of each kind of device that has any; clients name kinds beyond DEVICES, too."""
         import numpy as np
 
-        codes = {name: code for code, name in enumerate(DEVICES)}
-        table = [codes.get(device, 0) for device, _ in self._clients]
-        return _named(DEVICES, self.split(np.array(table or [0])[self._columns["client"]]))
+        said = [device or UNKNOWN for device, _ in self._clients]
+        names = [*DEVICES, *sorted(set(said) - set(DEVICES))]
+        codes = {name: code for code, name in enumerate(names)}
+        table = np.array([codes[name] for name in said] or [0])
+        return _named(names, self.split(table[self._columns["client"]]))
 
     def by_funnel(self) -> dict[tuple[str, str], dict[str, Vital]]:
         """Figures of each funnel that has any, by (site, funnel id)."""

@@ -9,7 +9,6 @@ transaction that changes one of them; what has no row is read from the facts, so
 from __future__ import annotations
 
 import json
-import re
 import struct
 import zlib
 from array import array
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import nan
 from typing import Any, NamedTuple
 
+from sidecar.attribution import host_of
 from sidecar.store.database import Connection
 
 SESSIONS_A_CHUNK = 512  # as in schema.sql
@@ -102,7 +102,6 @@ _CHUNKS = "SELECT max(session_key) / 512 FROM sessions"
 _CHANGED = "SELECT max(revision) FROM sessions WHERE session_key >= ? AND session_key < ?"
 _COUNT = struct.Struct("=I")
 _ITEM_BYTES = {code: array(code).itemsize for code in "dqIHB"}
-_HOST_END = re.compile("[/?#]")
 
 
 class VitalColumns(NamedTuple):
@@ -119,6 +118,10 @@ class SessionColumns(NamedTuple):
     pages: list[bytes]
     hosts: Listed
     clients: Listed
+
+
+class PackedError(ValueError):
+    """A packed row cannot be read. What it holds stands in the facts, too."""
 
 
 class Packed(NamedTuple):
@@ -171,12 +174,6 @@ def read_vitals(conn: Connection, chunk: int) -> VitalColumns:
     return VitalColumns(_bodies(VITALS, vitals), list(clients))
 
 
-def host_of(referrer: str) -> str:
-    """`https://News.example/a` -> `news.example`; what is no address stays as it is."""
-    _, sign, rest = referrer.partition("://")
-    return _HOST_END.split(rest, maxsplit=1)[0].lower() if sign else referrer
-
-
 def read_sessions(conn: Connection, chunk: int) -> SessionColumns:
     """The sessions of a chunk from their rows, and their pages from the facts; no bots."""
     hosts, clients, places = _Places(), _Places(), _Places()
@@ -184,7 +181,7 @@ def read_sessions(conn: Connection, chunk: int) -> SessionColumns:
     for row in conn.execute(_SESSION_ROWS, _span(chunk)):
         key, referrer, client = row[0], row[1], row[2:7]
         started_at, seconds, value, *counts, flags = row[7:]
-        host = hosts[None if referrer is None else host_of(referrer)]
+        host = hosts[host_of(referrer)]
         worth = nan if value is None else value
         sessions.append((started_at, seconds, worth, *counts, host, clients[client], flags))
         places[key]
@@ -219,8 +216,26 @@ def _compress(tables: Sequence[tuple[Layout, list[bytes]]], lists: Sequence[List
     return zlib.compress(counts + columns + json.dumps(lists, ensure_ascii=False).encode(), 1)
 
 
-def _decompress(body: bytes, layouts: Sequence[Layout]) -> tuple[list[list[bytes]], list[Listed]]:
-    plain = memoryview(zlib.decompress(body))
+def plain_of(body: bytes) -> bytes:
+    """A packed row as it was before packing; what makes it is not the same in every zlib. Raises PackedError."""
+    try:
+        return zlib.decompress(body)
+    except zlib.error as error:
+        raise PackedError(str(error)) from error
+
+
+def _decompress(body: bytes, layouts: Sequence[Layout], lists_count: int) -> tuple[list[list[bytes]], list[Listed]]:
+    """The tables and lists of a packed row. Raises PackedError."""
+    try:
+        tables, lists = _read_plain(memoryview(plain_of(body)), layouts)
+    except (ValueError, struct.error) as error:
+        raise PackedError(str(error)) from error
+    if len(lists) != lists_count:
+        raise PackedError("not the lists that belong to it")
+    return tables, lists
+
+
+def _read_plain(plain: memoryview, layouts: Sequence[Layout]) -> tuple[list[list[bytes]], list[Listed]]:
     at = _COUNT.size * len(layouts)
     tables = []
     for place, layout in enumerate(layouts):
@@ -235,14 +250,14 @@ def _decompress(body: bytes, layouts: Sequence[Layout]) -> tuple[list[list[bytes
 
 
 def unpack_vitals(body: bytes) -> VitalColumns:
-    """The web vitals of a packed row."""
-    [vitals], [clients] = _decompress(body, (VITALS,))
+    """The web vitals of a packed row. Raises PackedError."""
+    [vitals], [clients] = _decompress(body, (VITALS,), 1)
     return VitalColumns(vitals, clients)
 
 
 def unpack_sessions(body: bytes) -> SessionColumns:
-    """The sessions of a packed row."""
-    [sessions, pages], [hosts, clients] = _decompress(body, (SESSIONS, PAGES))
+    """The sessions of a packed row. Raises PackedError."""
+    [sessions, pages], [hosts, clients] = _decompress(body, (SESSIONS, PAGES), 2)
     return SessionColumns(sessions, pages, hosts, clients)
 
 
@@ -274,17 +289,23 @@ def put_chunks(conn: Connection, chunks: Iterable[int]) -> int:
 
 def list_vitals(conn: Connection, since: int, until: int) -> Iterator[VitalColumns]:
     """The vitals of every chunk that may hold one of a period (ms), packed ones first; call it in a snapshot."""
-    held = "SELECT vitals FROM samples WHERE last_at >= ? AND first_at < ?"
-    for (body,) in conn.execute(held, (since, until)):
-        yield unpack_vitals(body)
+    held = "SELECT chunk, vitals FROM samples WHERE last_at >= ? AND first_at < ?"
+    for chunk, body in conn.execute(held, (since, until)).fetchall():
+        try:
+            yield unpack_vitals(body)
+        except PackedError:  # `verify` names it
+            yield read_vitals(conn, chunk)
     for chunk in list_missing(conn):
         yield read_vitals(conn, chunk)
 
 
 def list_sessions(conn: Connection, since: int, until: int) -> Iterator[SessionColumns]:
     """The sessions of every chunk in which one may have started in a period (ms); as `list_vitals`."""
-    held = "SELECT sessions FROM samples WHERE last_started_at >= ? AND first_started_at < ?"
-    for (body,) in conn.execute(held, (since, until)):
-        yield unpack_sessions(body)
+    held = "SELECT chunk, sessions FROM samples WHERE last_started_at >= ? AND first_started_at < ?"
+    for chunk, body in conn.execute(held, (since, until)).fetchall():
+        try:
+            yield unpack_sessions(body)
+        except PackedError:
+            yield read_sessions(conn, chunk)
     for chunk in list_missing(conn):
         yield read_sessions(conn, chunk)

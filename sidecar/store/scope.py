@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
 
 UNKNOWN = "unknown"  # a device or country that nothing is known of, as a filter
 POINTS_MAX = 400  # of a series
 _DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+_EPOCH = date(1970, 1, 1)
 
 
 class Scope(NamedTuple):
@@ -72,42 +74,42 @@ HAS_PAGE = f"s.session_key IN ({_SESSIONS_ON})"
 # --- steps of a series -----------------------------------------------------------------------------------------------
 
 
-def _offset_at(at: int, zone: tzinfo) -> int:
-    """What a zone's clock is ahead of UTC, in ms."""
-    ahead = datetime.fromtimestamp(at / 1000, UTC).astimezone(zone).utcoffset()
-    return 0 if ahead is None else round(ahead.total_seconds() * 1000)
+def _local(at: int, zone: tzinfo) -> datetime:
+    return datetime.fromtimestamp(at / 1000, UTC).astimezone(zone)
 
 
-def _offsets(scope: Scope, zone: tzinfo) -> list[tuple[int, int]]:
-    """(from when on in ms, offset in ms) of a zone over a period."""
-    found = [(scope.since, _offset_at(scope.since, zone))]
-    for day_end in (*range(scope.since + _DAY_MS, scope.until, _DAY_MS), scope.until):
-        offset = _offset_at(day_end, zone)
-        if offset == found[-1][1]:
-            continue
-        low, high = max(day_end - _DAY_MS, scope.since), day_end  # the clocks change between the two
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if _offset_at(middle, zone) == found[-1][1] else (low, middle)
-        found.append((high, offset))
-    return found
+def _cut_hours(scope: Scope, zone: tzinfo) -> list[int]:
+    def past_hour(at: int) -> int:
+        local = _local(at, zone)
+        return (local.minute * 60 + local.second) * 1000 + at % 1000
+
+    starts = [scope.since - past_hour(scope.since)]
+    while (at := starts[-1] + _HOUR_MS) < scope.until:
+        past = past_hour(at)  # not 0 where the clock was changed by less than an hour
+        starts.append(at + _HOUR_MS - past if past else at)
+    return starts
+
+
+def _cut_days(scope: Scope, zone: tzinfo, days: int) -> list[int]:
+    first = (_local(scope.since, zone).date() - _EPOCH).days // days
+    last = (_local(scope.until - 1, zone).date() - _EPOCH).days // days
+    starts: list[int] = []
+    for place in range(first, last + 1):
+        day = datetime.combine(_EPOCH + timedelta(days=place * days), time(), zone)
+        # Of a midnight that a clock leaves out, `timestamp` gives the moment of the change; of two midnights the first.
+        at = round(day.timestamp() * 1000)
+        if not starts or at > starts[-1]:  # Samoa left out a whole day
+            starts.append(at)
+    return starts
 
 
 def cut(scope: Scope, zone: tzinfo) -> list[int]:
     """Where each step of a period begins, in ms: of an hour up to two days, else of days of a time zone, or of 7, 49
-    days where there would be too many.
+    days where there would be too many. The first may begin before the period.
     """
-    size = _DAY_MS // 24 if scope.until - scope.since <= 2 * _DAY_MS else _DAY_MS
-    while (scope.until - scope.since) / size > POINTS_MAX:
-        size *= 7
-    offsets = _offsets(scope, zone)
-
-    def local(at: int) -> int:
-        return at + next((offset for begins, offset in reversed(offsets) if at >= begins), offsets[0][1])
-
-    first, last = local(scope.since) // size, local(scope.until - 1) // size
-    starts = []
-    for place in range(first, last + 1):
-        fitting = [place * size - offset for _, offset in offsets if local(place * size - offset) == place * size]
-        starts.append(min(fitting, default=place * size - offsets[-1][1]))
-    return starts
+    if scope.until - scope.since <= 2 * _DAY_MS:
+        return _cut_hours(scope, zone)
+    days = 1
+    while (scope.until - scope.since) / (days * _DAY_MS) > POINTS_MAX:
+        days *= 7
+    return _cut_days(scope, zone, days)

@@ -134,13 +134,15 @@ class Sessions:
         )
         begins = np.cumsum(sums["sessions"]) - sums["sessions"]
         has_value = ~np.isnan(columns["conversion_value"])
-        values, values_of = columns["conversion_value"][has_value], codes[has_value]
+        by_code = np.argsort(codes[has_value], kind="stable")
+        values = columns["conversion_value"][has_value][by_code].tolist()
+        values_end = np.cumsum(np.bincount(codes[has_value], minlength=count)).tolist()
         totals = []
         for code in range(count):
             sessions = int(sums["sessions"][code])
             mine = by_seconds[begins[code] : begins[code] + sessions]
             middle = mine[[(sessions - 1) // 2, sessions // 2]].tolist() if sessions else []
-            worth = values[values_of == code].tolist()
+            worth = values[values_end[code - 1] if code else 0 : values_end[code]]
             totals.append(
                 Totals(
                     visitors=int(sums["visitors"][code]),

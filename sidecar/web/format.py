@@ -8,6 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from sidecar.attribution import host_of
 from sidecar.canonical import from_iso, to_iso
 from sidecar.model import rate
 from sidecar.store.queries import Row
@@ -123,9 +124,7 @@ def session_source(row: Row) -> str:
     campaign = [row[name] for name in ("first_source", "first_medium", "first_campaign") if row[name]]
     if campaign:
         return " / ".join(campaign)
-    if row["first_referrer"]:
-        return re.sub(r"^[a-z][a-z0-9+.-]*://(?:www\.)?([^/?#]*).*", r"\1", row["first_referrer"], flags=re.I | re.S)
-    return "direct"
+    return host_of(row["first_referrer"]) or "direct"
 
 
 def session_device(row: Row) -> str:
@@ -157,7 +156,11 @@ def describe(mapping: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     return described
 
 
-def page_url(kind: str, identity: str, site: str, funnel_id: str | None = None) -> str:
-    """The address of the page of one session or visitor; always with its site, so that it means one."""
+def page_url(kind: str, identity: str, site: str, funnel_id: str | None = None, origin: str | None = None) -> str:
+    """The address of the page of one session or visitor; always with its site, so that it means one.
+
+    `origin` is the address that it is reached from, for the way back.
+    """
     query = {"site": site} | ({"funnelId": funnel_id} if funnel_id is not None else {})
+    query |= {"from": origin} if origin else {}
     return f"/{kind}/{quote(identity, safe='')}?{urlencode(query)}"

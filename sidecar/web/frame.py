@@ -7,12 +7,13 @@ for what a button does. Both stand behind the access rule.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, tzinfo
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.middleware import Middleware
@@ -58,6 +59,9 @@ FOREIGN_FORM = (
 # A page that refreshes itself may run our one script, and ask this server.
 LIVE_POLICY = f"{SAFE_HEADERS['Content-Security-Policy']}; script-src 'self'; connect-src 'self'"
 
+ORIGIN_MAX = 3000  # characters of the address that a page of one session or visitor was reached from
+
+_PLACE = re.compile(r"[0-9]{1,6}")
 _FOLDER = Path(__file__).parent
 
 
@@ -133,6 +137,13 @@ def _load_templates() -> Environment:
     return environment
 
 
+class Origin(NamedTuple):
+    """Which list or overview led to a page of one: its address and its view; None where none is told."""
+
+    address: str | None
+    view: View | None
+
+
 class Frame:
     """The frame of all pages. `style` and `script` are their files."""
 
@@ -154,6 +165,26 @@ class Frame:
         """The period and the filters that a request asks for. Raises FilterError naming a wrong parameter."""
         return read_view(request.query_params, self.context.clock(), self.zone(request)[1])
 
+    def origin(self, request: Request) -> Origin:
+        """What `?from=` says: the way back, and the filters that the navigation keeps."""
+        address = request.query_params.get("from", "")
+        path, _, query = address.partition("?")
+        is_ours = path in {target for *_, target in SECTIONS} and safe_path(address) == address
+        if not is_ours or len(address) > ORIGIN_MAX:
+            return Origin(None, None)
+        try:
+            asked = {name: values[0] for name, values in parse_qs(query, max_num_fields=30).items()}
+            return Origin(address, read_view(asked, self.context.clock(), self.zone(request)[1]))
+        except (FilterError, ValueError):
+            return Origin(None, None)
+
+    def view_of_links(self, request: Request) -> View | None:
+        """The view that a page without figures was asked with: its links keep it."""
+        try:
+            return self.view(request)
+        except FilterError:
+            return None
+
     def render(
         self,
         request: Request | None,
@@ -165,14 +196,21 @@ class Frame:
         view: View | None = None,
         choices: Choices | None = None,
         kept: Mapping[str, str] | None = None,
+        origin: Origin | None = None,
         **values: Any,
     ) -> Response:
-        """A page. `section` is marked in the navigation, whose links keep the filters of `view`.
+        """A page. `section` is marked in the navigation, whose links keep the filters of `view`, or of `origin`.
 
         With `view` and `choices` (`list_choices(conn)`) the page has the filter bar; its form keeps the parameters in
         `kept` (a page's own, like `sort`).
         """
         zone, zone_name = (UTC, "UTC") if request is None else self._zone_or_utc(request)
+        here = "/" if request is None else with_parameters(request, tz=None)
+        if origin is not None:
+            view = origin.view
+            address = origin.address
+        else:
+            address = here if view is not None and "?" in here else None
         shared = {
             "style_path": self.style.path,
             "script_path": self.script.path,
@@ -187,7 +225,8 @@ class Frame:
             "zone": view.zone if view else zone,
             "zone_name": view.zone_name if view else zone_name,
             "path": "/" if request is None else own_path(request),
-            "here": "/" if request is None else with_parameters(request, tz=None),
+            "here": here,
+            "origin": address,
         }
         response = HTMLResponse(self._templates.get_template(template).render(shared | values), status, headers)
         asked = request.query_params.get("tz") if request is not None and status == 200 else None
@@ -306,6 +345,15 @@ def with_parameters(request: Request, **changes: str | None) -> str:
     parameters = {name: value for name, value in request.query_params.items() if value} | changes
     query = urlencode({name: value for name, value in parameters.items() if value is not None})
     return f"{own_path(request)}?{query}" if query else own_path(request)
+
+
+def read_place(text: str | None) -> int:
+    """Which page of a table is asked for, from 1 on. Raises FilterError."""
+    if not text:
+        return 1
+    if not _PLACE.fullmatch(text) or int(text) < 1:
+        raise FilterError("list", "an integer from 1 on")
+    return int(text)
 
 
 def put_zone(response: Response, request: Request, name: str) -> None:

@@ -7,7 +7,7 @@ for its figures (`Sidecar-Live: 1`) and is given that piece of HTML alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sidecar.store.choices import list_choices
+from sidecar.store.choices import Choices, list_choices
 from sidecar.store.database import Connection
 from sidecar.store.figures import Sample, Vital, count_online, latest_start, passes
 from sidecar.store.scope import UNKNOWN
@@ -83,13 +83,13 @@ class Counted(NamedTuple):
 
     totals: Totals
     points: list[Point]
-    tops: dict[str, list[Top]]  # none where only the figures are asked for
+    tops: dict[str, list[Top]]  # by kind
 
 
-def count_sessions(conn: Connection, view: View, kinds: Sequence[str]) -> Counted:
-    """Totals, course, and the lists of the most of these kinds."""
+def count_sessions(conn: Connection, view: View) -> Counted:
+    """Totals, course, and the lists of the most."""
     sessions = Sessions(conn, view.scope)
-    tops = {kind: sessions.tops(kind, ROWS) for kind in kinds}
+    tops = {kind: sessions.tops(kind, ROWS) for kind in TOPS}
     return Counted(sessions.totals(), sessions.series(view.zone), tops)
 
 
@@ -203,23 +203,24 @@ class Overview:
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
 
-    def _read(self, view: View, now: int, kinds: Sequence[str] = ()) -> dict[str, Any]:
-        """Everything that is counted; an open page asks again for all but the lists."""
+    def _read(self, view: View, now: int) -> dict[str, Any]:
+        """Everything that is counted."""
         jobs: dict[str, Callable[[Connection], Any]] = {
             "vitals": lambda conn: Sample(conn, view.scope).split()[0],
-            "counted": lambda conn: count_sessions(conn, view, kinds),
+            "counted": lambda conn: count_sessions(conn, view),
             "before": lambda conn: Sessions(conn, view.scope.before).totals(),
             "online": lambda conn: count_online(conn, view.scope, now),
         }
         return read_together(self._frame.context, jobs)
 
-    def _shown(self, view: View, found: Mapping[str, Any], now: int) -> dict[str, Any]:
+    def _shown(self, view: View, found: Mapping[str, Any], choices: Choices, now: int) -> dict[str, Any]:
         """What both the page and the piece of it show."""
         counted: Counted = found["counted"]
         vitals: dict[str, Vital] = found["vitals"]
         times = read_times([point.at for point in counted.points], view, now)
         above, below = draw_course(counted.points, times)
         return {
+            "is_empty": counted.totals.sessions == 0 and not any(one.samples for one in vitals.values()),
             "figures": make_figures(counted.totals, found["before"], found["online"]),
             "above": above,
             "below": below,
@@ -228,25 +229,27 @@ class Overview:
             "vitals": vitals,
             "passing": passes(vitals),
             "provisional": counted.totals.provisional,
+            "listings": [make_listing(kind, counted.tops[kind], view, choices.countries) for kind in TOPS],
         }
 
     def read(self, request: Request) -> Response:
         """The page, or the piece of it that an open one asks for."""
         context = self._frame.context
         view, now = self._frame.view(request), context.clock()
-        if request.headers.get("sidecar-live") == "1":
-            found = self._read(view, now)
-            return self._frame.render(request, "overview_figures.html", view=view, **self._shown(view, found, now))
+        is_live = request.headers.get("sidecar-live") == "1"
         with context.readers.snapshot() as conn:
             shipping = context.read_shipping(conn, now, context.session_timeout_ms)
             latest = latest_start(conn)
             choices = list_choices(conn)
-        if latest is None:
+        if latest is None and not is_live:
             tag = self._script_tag(request)
-            return self._frame.render(request, "empty.html", section="overview", tag=tag, shipping=shipping)
-        found = self._read(view, now, TOPS)
-        counted: Counted = found["counted"]
-        shown = self._shown(view, found, now)
+            policy = {"Content-Security-Policy": LIVE_POLICY}
+            return self._frame.render(
+                request, "empty.html", headers=policy, section="overview", tag=tag, shipping=shipping
+            )
+        shown = self._shown(view, self._read(view, now), choices, now)
+        if is_live:
+            return self._frame.render(request, "overview_live.html", view=view, **shown)
         return self._frame.render(
             request,
             "overview.html",
@@ -256,8 +259,6 @@ class Overview:
             choices=choices,
             shipping=shipping,
             latest=latest,
-            is_empty=counted.totals.sessions == 0 and not any(one.samples for one in found["vitals"].values()),
-            listings=[make_listing(kind, counted.tops[kind], view, choices.countries) for kind in TOPS],
             **shown,
         )
 

@@ -21,7 +21,7 @@ from sidecar.store.documents import read_facts, summary
 from sidecar.store.erasure import Erased, forget
 from sidecar.store.explain import count_facts, explain, group_left_out, value_text
 from sidecar.store.facts import FactOwner
-from sidecar.store.figures import METRICS
+from sidecar.store.figures import METRICS, latest_start
 from sidecar.store.lists import (
     SEARCH_MAX,
     SESSION_SORTS,
@@ -35,7 +35,7 @@ from sidecar.store.lists import (
 from sidecar.store.queries import FilterError, Row
 from sidecar.store.scope import Scope
 from sidecar.web.format import describe, page_url
-from sidecar.web.frame import Frame, with_parameters
+from sidecar.web.frame import Frame, Origin, with_parameters
 from sidecar.web.read import NotFoundError, find_session, find_visitor, read_filters
 from sidecar.web.timeline import draw
 
@@ -128,6 +128,7 @@ class People:
             kept=_kept(wanted, "newest"),
             listed=listed,
             wanted=wanted,
+            latest=None if listed.rows else latest_start(conn),
             sorts=SESSION_SORTS,
             paging=_paging(request, listed),
         )
@@ -148,6 +149,7 @@ class People:
             request,
             "session.html",
             section="sessions",
+            origin=self._frame.origin(request),
             row=row,
             line=draw(facts, row["started_at"]),
             entries=entries[offset:later],
@@ -177,6 +179,7 @@ class People:
             kept=_kept(wanted, "seen"),
             listed=listed,
             wanted=wanted,
+            latest=None if listed.rows else latest_start(conn),
             sorts=VISITOR_SORTS,
             paging=_paging(request, listed),
         )
@@ -189,16 +192,18 @@ class People:
         row = find_visitor(conn, anonymous_id, read_filters(request.query_params))
         wanted = _read_wanted(request, "newest")
         listed = list_sessions(conn, ALWAYS, wanted, visitor_key=row["visitor_key"])
+        origin = self._frame.origin(request)
         return self._frame.render(
             request,
             "visitor.html",
             section="visitors",
+            origin=origin,
             row=row,
             traits=json.loads(row["traits"] or "{}"),
             listed=listed,
             wanted=wanted,
             paging=_paging(request, listed),
-            erase_url=_erase_url(row),
+            erase_url=_erase_url(row, origin),
         )
 
     def ask_to_erase(self, conn: Connection, request: Request) -> Response:
@@ -207,9 +212,16 @@ class People:
         if not _ends_in_erase(request):  # the page of a visitor whose id ends like that
             return self._visitor(conn, request, anonymous_id + _ERASE)
         row = find_visitor(conn, anonymous_id, read_filters(request.query_params))
-        belongings = count_belongings(conn, row["visitor_key"])
+        origin = self._frame.origin(request)
         return self._frame.render(
-            request, "erase.html", section="visitors", row=row, held=belongings, erase_url=_erase_url(row), erased=None
+            request,
+            "erase.html",
+            section="visitors",
+            origin=origin,
+            row=row,
+            held=count_belongings(conn, row["visitor_key"]),
+            erase_url=_erase_url(row, origin),
+            erased=None,
         )
 
     async def erase(self, request: Request) -> Response:
@@ -228,7 +240,8 @@ class People:
         row, erased = await self._frame.context.write(erase_found)
         log.info("erased a visitor", **erased._asdict())
         await self._frame.context.tidy()
-        return self._frame.render(request, "erase.html", section="visitors", row=row, erased=erased)
+        origin = self._frame.origin(request)
+        return self._frame.render(request, "erase.html", section="visitors", origin=origin, row=row, erased=erased)
 
 
 def _ends_in_erase(request: Request) -> bool:
@@ -237,9 +250,9 @@ def _ends_in_erase(request: Request) -> bool:
     return raw.partition(b"?")[0].endswith(_ERASE.encode())
 
 
-def _erase_url(row: Row) -> str:
+def _erase_url(row: Row, origin: Origin) -> str:
     """The address of the page that asks, and of the form in it."""
-    path, _, query = page_url("visitors", row["anonymous_id"], row["site"]).partition("?")
+    path, _, query = page_url("visitors", row["anonymous_id"], row["site"], origin=origin.address).partition("?")
     return f"{path}{_ERASE}?{query}"
 
 

@@ -33,8 +33,9 @@ class Preferences:
         self._frame = frame
 
     def read(self, request: Request) -> Response:
-        """The form with all time zones."""
-        return self._frame.render(request, "preferences.html", zones=list_zones())
+        """The form with all time zones; `next` is where it leads back to."""
+        after = safe_path(request.query_params.get("next", "/"))
+        return self._frame.render(request, "preferences.html", zones=list_zones(), next=after)
 
     async def keep(self, request: Request) -> Response:
         """`tz` and `next` of a form."""

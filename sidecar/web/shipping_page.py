@@ -42,6 +42,7 @@ class ShippingPage:
             request,
             "shipping.html",
             section="shipping",
+            view=self._frame.view_of_links(request),
             shipping=shipping,
             sentence=_without_state(shipping["sentence"]),
             parked=list_parked(conn, most=SHOWN_MAX),

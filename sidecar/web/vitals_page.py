@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,13 +23,13 @@ from sidecar.store.figures import (
     latest_start,
     passes,
 )
-from sidecar.store.queries import FilterError
 from sidecar.web.charts import TOP, Band, Chart, Tick, Times, draw, read_times, scale
 from sidecar.web.format import format_count, format_vital
-from sidecar.web.frame import Frame, with_parameters
+from sidecar.web.frame import Frame, read_place, with_parameters
 from sidecar.web.period import View
 
 PAGES_A_PAGE = 50
+DEVICES_MAX = 12
 HEIGHT = 110  # px
 NAMES = {
     "LCP": "Largest Contentful Paint",
@@ -50,7 +49,6 @@ NAVIGATION_NAMES = {
     "soft-navigation": "within the page",
     "unknown": "not said",
 }
-_PLACE = re.compile(r"[0-9]{1,6}")
 
 
 class Course(NamedTuple):
@@ -83,15 +81,6 @@ def draw_vital(metric: str, points: Sequence[Vital], times: Times) -> Chart:
     return Chart(label, HEIGHT, [line], [], bands, ticks, times.ticks(4), times.steps(texts))
 
 
-def _read_place(text: str | None) -> int:
-    """Which of the pages of the table is asked for, from 1 on."""
-    if not text:
-        return 1
-    if not _PLACE.fullmatch(text) or int(text) < 1:
-        raise FilterError("list", "an integer from 1 on")
-    return int(text)
-
-
 class VitalsPage:
     """`GET /vitals`."""
 
@@ -101,7 +90,7 @@ class VitalsPage:
     def read(self, conn: Connection, request: Request) -> Response:
         """The page; `list` is which fifty of its table of pages."""
         view, now = self._frame.view(request), self._frame.context.clock()
-        place = _read_place(request.query_params.get("list"))
+        place = read_place(request.query_params.get("list"))
         sample = Sample(conn, view.scope)
         vitals = sample.split()[0]
         series = sample.series(view.zone)
@@ -127,7 +116,7 @@ class VitalsPage:
             ],
             times=times,
             series=[one for _, one in series],
-            devices=devices,
+            devices=_most_seen(devices),
             navigations={NAVIGATION_NAMES.get(name, name): one for name, one in sample.by_navigation().items()},
             pages=pages[first : first + PAGES_A_PAGE],
             pages_count=len(pages),
@@ -152,6 +141,12 @@ def _verdicts(view: View, vitals: dict[str, Vital], devices: dict[str, dict[str,
     for device, name in (("mobile", "Mobile"), ("desktop", "Desktop")):
         parts[name] = devices.get(device, NO_VITALS)
     return [Verdict(name, metrics, passes(metrics)) for name, metrics in parts.items()]
+
+
+def _most_seen(devices: dict[str, dict[str, Vital]]) -> dict[str, dict[str, Vital]]:
+    """As many kinds of device as a table has room for, in their order: a client may name any."""
+    by_samples = sorted(devices, key=lambda name: -sum(one.samples for one in devices[name].values()))
+    return {name: part for name, part in devices.items() if name in by_samples[:DEVICES_MAX]}
 
 
 def _few(page: PageVitals) -> bool:

@@ -116,7 +116,8 @@ def tops(documents: list[Document], asked: Slice, kind: str) -> dict[str | None,
                 counted[text or None] += 1
             case "referrers":
                 said = one["firstReferrer"]
-                counted[(urlsplit(said).netloc.lower() if said and "://" in said else said)] += 1
+                host = urlsplit(said).netloc.lower().removeprefix("www.") if said and "://" in said else said
+                counted[host or None] += 1
             case "countries":
                 counted[one["countryName"] or one["countryCode"]] += 1
             case "devices":

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect
 
-from tests.builders import event, record_facts, serve_dashboard
+from tests.builders import event, page_of, record_facts, serve_dashboard
+from tests.web.reader import MINUTE
 from tests.web.test_overview import NOW, some_weeks
 
 
@@ -64,4 +65,24 @@ def test_a_hidden_page_asks_nothing(tmp_path: Path, browser: Browser) -> None:
             page.clock.run_for(1)
         assert back.value.status == 200
         assert len(asked) == 4
+        page.close()
+
+
+def test_a_first_session_opens_the_page_by_itself(tmp_path: Path, browser: Browser) -> None:
+    """The page that says how to begin, and one without anything in its period, are loaded again; the lists follow."""
+    path = record_facts(tmp_path / "live.db", [], now=NOW)
+    with serve_dashboard(path) as port:
+        page = browser.new_page()
+        page.clock.install()
+        page.goto(f"http://127.0.0.1:{port}/")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Ready for the first session")
+        page.clock.run_for(10_000)
+        record_facts(path, [event("first", at=-MINUTE, page=page_of("/one"))], now=NOW)
+        page.clock.run_for(10_000)
+        expect(page.locator('[data-live="figure-sessions"] data')).to_have_text("1")
+        pages = page.locator('[data-live="top-pages"] tbody tr')
+        expect(pages).to_have_count(1)
+        record_facts(path, [event("second", at=-MINUTE, page=page_of("/two"))], now=NOW)
+        page.clock.run_for(10_000)
+        expect(pages).to_have_count(2)
         page.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,6 +133,61 @@ def test_days_follow_the_clock_of_the_zone() -> None:
         steps = cut(Scope(since, since + sum(hours) * 3_600_000), BERLIN)
         assert [(later - at) // 3_600_000 for at, later in itertools.pairwise(steps)] == hours[:-1]
         assert steps[0] == since
+
+
+@pytest.mark.parametrize(
+    ("zone", "first", "last", "days"),
+    [
+        ("Europe/Berlin", "2027-03-27", "2027-03-29", 3),  # 23 hours, from 2 to 3
+        ("Atlantic/Azores", "2027-03-27", "2027-03-29", 3),  # from 0 to 1: no midnight
+        ("Africa/Cairo", "2027-04-29", "2027-05-01", 3),
+        ("America/Santiago", "2027-09-04", "2027-09-06", 3),
+        ("America/Havana", "2027-11-06", "2027-11-08", 3),  # two midnights
+        ("Pacific/Apia", "2011-12-29", "2012-01-01", 3),  # Samoa had no 30th
+        ("Australia/Lord_Howe", "2027-10-02", "2027-10-04", 3),
+    ],
+)
+def test_each_day_of_a_zone_is_one_step(zone: str, first: str, last: str, days: int) -> None:
+    """Begun in the middle of the first day or of the last, too; noon of a day is in its step."""
+    clock = ZoneInfo(zone)
+    noons = [
+        datetime.fromisoformat(first).replace(hour=12, tzinfo=clock) + timedelta(days=n)
+        for n in range((datetime.fromisoformat(last) - datetime.fromisoformat(first)).days + 1)
+    ]
+    ends = [round(noon.timestamp() * 1000) for noon in noons]
+    for since in (ends[0], ends[0] + 5 * 3_600_000):
+        steps = cut(Scope(since, ends[-1] + DAY_MS // 4 + 1), clock)
+        names = [datetime.fromtimestamp(at / 1000, clock).date() for at in steps]
+        assert len(set(names)) == len(names) == days
+        for noon, at in zip(noons, ends, strict=True):
+            place = bisect_right(steps, at) - 1
+            if noon.date() in names:
+                assert names[place] == noon.date()
+
+
+@settings(max_examples=300, deadline=None)
+@given(zone=st.sampled_from(sorted(available_timezones())), since=st.integers(0, 2**41), length=st.integers(1, 2**36))
+def test_steps_cover_a_period_in_order(zone: str, since: int, length: int) -> None:
+    """Of any zone and any period: each begins after the one before, the first not after the period's begin."""
+    scope = Scope(since, since + length)
+    steps = cut(scope, ZoneInfo(zone))
+    assert steps[0] <= scope.since
+    assert steps[-1] < scope.until
+    assert all(one < other for one, other in itertools.pairwise(steps))
+    assert len(steps) <= 402
+
+
+def test_an_hour_that_is_left_out_is_no_step() -> None:
+    """Berlin's 28 March 2027 has 23 hours, its 31 October 25; Lord Howe changes by half an hour."""
+    for day, zone, hours in (("2027-03-28", "Europe/Berlin", 23), ("2027-10-31", "Europe/Berlin", 25)):
+        begin = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+        since, until = (round(one.timestamp() * 1000) for one in (begin, begin + timedelta(days=1)))
+        steps = cut(Scope(since, until), ZoneInfo(zone))
+        assert [later - at for at, later in itertools.pairwise([*steps, until])] == [3_600_000] * hours
+    howe = ZoneInfo("Australia/Lord_Howe")
+    begin = datetime(2027, 10, 3, tzinfo=howe)
+    steps = cut(Scope(round(begin.timestamp() * 1000), round(begin.timestamp() * 1000) + DAY_MS), howe)
+    assert all(datetime.fromtimestamp(at / 1000, howe).minute == 0 for at in steps)
 
 
 def test_there_are_never_too_many_steps() -> None:

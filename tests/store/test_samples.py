@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
+from sidecar.attribution import host_of
 from sidecar.store import figures, samples
 from sidecar.store.database import Connection, immediate, snapshot
 from sidecar.store.erasure import forget
@@ -105,6 +107,28 @@ def test_verify_compares_and_repair_drops(sidecar: LocalSidecar) -> None:
         sidecar.conn.execute("DELETE FROM samples")
 
 
+def test_another_zlib_makes_other_bytes_of_the_same(sidecar: LocalSidecar) -> None:
+    """A file that another machine packed is sound; figures are read from it."""
+    for column in ("vitals", "sessions"):
+        body = sidecar.conn.execute(f"SELECT {column} FROM samples").fetchone()[0]
+        sidecar.conn.execute(f"UPDATE samples SET {column} = ?", (zlib.compress(zlib.decompress(body), 0),))
+    assert sidecar.findings() == []
+    assert lcp(sidecar.conn) == (3000, 2)
+
+
+@pytest.mark.parametrize("column", ["vitals", "sessions"])
+@pytest.mark.parametrize(
+    "body", [b"", b"no zlib", zlib.compress(b""), zlib.compress(b"\x09\0\0\0"), zlib.compress(b"\0" * 99)]
+)
+def test_a_row_that_cannot_be_read_is_read_from_the_facts(sidecar: LocalSidecar, column: str, body: bytes) -> None:
+    """The pages stay up; `verify` names the row."""
+    sidecar.conn.execute(f"UPDATE samples SET {column} = ?", (body,))
+    assert lcp(sidecar.conn) == (3000, 2)
+    with snapshot(sidecar.conn):
+        assert Sessions(sidecar.conn, EVER).totals().sessions == 2
+    assert sidecar.findings() == ["samples 0: is not what its sessions and their facts make"]
+
+
 def test_only_sessions_at_rest_are_packed(tmp_path: Path) -> None:
     """A session that may change in a moment would only have its row made for nothing."""
     with LocalSidecar(tmp_path / "s.db", NOW) as sidecar:
@@ -159,16 +183,19 @@ def test_chunks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("referrer", "host"),
     [
         ("https://News.Example/a?b#c", "news.example"),
-        ("https://news.example?b", "news.example"),
-        ("https://user@news.example:81#c", "user@news.example:81"),
+        ("https://www.news.example?b", "news.example"),
+        ("https://user:password@news.example:81#c", "news.example:81"),
         ("android-app://com.example.app/x", "com.example.app"),
-        ("https://", ""),
+        ("https://", None),
+        ("file:///x", None),
+        ("/sign-in?next=https://x.example/y", "/sign-in?next=https://x.example/y"),
         ("somewhere", "somewhere"),
+        (None, None),
     ],
 )
-def test_referrers_are_counted_by_host(referrer: str, host: str) -> None:
+def test_referrers_are_counted_by_host(referrer: str | None, host: str | None) -> None:
     """What is no address is counted as it stands."""
-    assert samples.host_of(referrer) == host
+    assert host_of(referrer) == host
 
 
 @pytest.mark.timeout(300)

@@ -51,8 +51,24 @@ def test_three_clicks_lead_to_a_session(path: Path) -> None:
         assert "Sessions 1 none before" in Reader(client.get(overview).text).text
         sessions = follow(overview, "/sessions?funnelId=shop+%26+co&period=24h")
         session = follow(sessions, "/sessions/")
-        assert session == "/sessions/c?site=default&funnelId=shop+%26+co"
-        assert client.get(session).status_code == 200
+        back = "&from=%2Fsessions%3FfunnelId%3Dshop%2B%2526%2Bco%26period%3D24h"
+        assert session == f"/sessions/c?site=default&funnelId=shop+%26+co{back}"
+        page = Reader(client.get(session).text)
+        assert sessions in page.links()
+        assert "/vitals?funnelId=shop+%26+co&period=24h" in page.links()
+
+
+def test_many_funnels_are_paged(tmp_path: Path) -> None:
+    """Anybody may send any funnel id: fifty rows a page."""
+    path = record_facts(tmp_path / "f.db", [event("s", funnel_id=f"f-{n:03}") for n in range(120)])
+    with open_dashboard(path, now=NOW) as client:
+        page = Reader(client.get("/funnels?period=24h").text)
+        assert "1 to 50 of 120 funnels" in page.text
+        assert page.text.count("Sessions · Vitals") == 50
+        last = Reader(client.get("/funnels?period=24h&list=3").text)
+        assert "101 to 120 of 120 funnels" in last.text
+        assert "f-119" in last.text
+        assert client.get("/funnels?list=0").status_code == 400
 
 
 def test_sites_are_told_apart_where_there_are_several(path: Path, tmp_path: Path) -> None:

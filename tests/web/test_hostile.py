@@ -172,5 +172,5 @@ def test_the_exported_csv_holds_no_formula(path: Path) -> None:
             assert not cell.startswith(("=", "+", "@", "\t", "\r")), cell
             assert not cell.startswith("-") or cell[1:].replace(".", "").isdigit(), cell
     for number, attack in enumerate((*ATTACKS, *FORMULAS)):
-        text = hostile_text(attack, number)
+        text = hostile_text(attack, number).replace("\0", "\ufffd")  # at a NUL, many readers of CSV end
         assert (f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text) in found

@@ -123,7 +123,8 @@ def test_an_empty_dashboard_shows_the_tag(tmp_path: Path, headers: dict[str, str
     path = record_facts(tmp_path / "sidecar.db", [])
     page = get(path, "/", headers=headers, **given)
     assert tag in page.texts
-    assert "script" not in [name for name, _ in page.tags]
+    [script] = [attributes for name, attributes in page.tags if name == "script"]
+    assert (script["src"] or "").startswith("/static/live.")  # what is shown of the tracker is text
 
 
 # --- what a page may ask for -----------------------------------------------------------------------------------------
@@ -203,3 +204,61 @@ def test_colours_have_contrast(scheme: int, name: str, ground: str) -> None:
     colours = {key: (light, dark) for key, light, dark in re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", sheet)}
     lights = sorted([_luminance(colours[name][scheme]), _luminance(colours[ground][scheme])])
     assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5
+
+
+# --- the way back ----------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_of_one_keep_the_way_back(path: Path) -> None:
+    """From a list with filters, search and order to a session, its visitor, and the question to erase it."""
+    wanted = "/sessions?device=mobile&period=30d&q=a&sort=lcp"
+    with open_dashboard(path, **REAL) as client:
+        session = next(link for link in Reader(client.get(wanted).text).links() if link.startswith("/sessions/"))
+        for begin in ("/visitors/", "/visitors/"):
+            page = Reader(client.get(session).text)
+            assert "/vitals?device=mobile&period=30d" in page.links()
+            assert wanted in page.links() or "/visitors?device=mobile&period=30d" in page.links()
+            session = next(link for link in page.links() if link.startswith(begin) and "from=" in link)
+        assert "/erase?" in session
+        erase = Reader(client.get(session).text)
+        assert "/sessions?device=mobile&period=30d" in erase.links()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *("https://evil.test/", "//evil.test", "/\\evil.test", "/sessions/x", "/nowhere?period=30d", "sessions", ""),
+        *("/sessions?period=for+ever", "/sessions?" + "q=a&" * 1500, "/sessions?" + "a&" * 40, "/?since=x", "/\n?q=a"),
+    ],
+)
+def test_a_way_back_that_is_none_of_ours_is_not_taken(path: Path, told: str) -> None:
+    """The page stands without it."""
+    with open_dashboard(path, **REAL) as client:
+        answer = client.get("/sessions/all", params={"site": "default", "funnelId": "default", "from": told})
+        assert answer.status_code == 200
+        page = Reader(answer.text)
+    assert {"/sessions", "/", "/vitals"} <= set(page.links())
+    others = [link for link in page.links() if not link.startswith("/preferences?")]
+    assert not [link for link in others if "evil" in link or "from=" in link]
+
+
+def test_shipping_and_the_choice_of_a_zone_lead_back(path: Path) -> None:
+    """Their links keep the filters of the view before."""
+    with open_dashboard(path, **REAL) as client:
+        shipping = Reader(client.get("/shipping?period=30d&device=mobile").text)
+        assert "/sessions?device=mobile&period=30d" in shipping.links()
+        assert client.get("/shipping?period=for+ever").status_code == 200
+        [link] = [link for link in shipping.links() if link.startswith("/preferences")]
+        fields = {a["name"]: a.get("value") for tag, a in Reader(client.get(link).text).tags if tag == "input"}
+        assert fields["next"] == "/shipping?period=30d&device=mobile"
+        foreign = Reader(client.get("/preferences?next=//evil.test/").text)
+        assert ("input", {"type": "hidden", "name": "next", "value": "/"}) in foreign.tags
+
+
+def test_an_empty_file_says_what_to_do(tmp_path: Path) -> None:
+    """Not to look at 90 days."""
+    empty = record_facts(tmp_path / "empty.db", [])
+    for url in ("/vitals", "/sessions", "/visitors", "/funnels"):
+        text = get(empty, url).text
+        assert "No session so far The overview says how to put the tracker on a site." in text
+        assert "90 days" not in text.split("No session so far")[1]

@@ -1,6 +1,7 @@
 "use strict";
 // Keeps the figures of an open overview up to date: asks every 10 s while the page is seen, and puts in place what
-// changed, piece by piece. Without it the page is the same, as of when it was loaded.
+// changed, piece by piece. Without it the page is the same, as of when it was loaded. A page that had nothing to show is
+// loaded again as soon as there is something.
 (() => {
   const EVERY_MS = 10000;
   const LONGEST_MS = 300000;
@@ -10,9 +11,11 @@
 
   const put = (html) => {
     const fresh = new DOMParser().parseFromString(html, "text/html");
+    if (document.querySelector("[data-empty]") && fresh.querySelector("[data-live]")) location.reload();
     for (const shown of document.querySelectorAll("[data-live]")) {
       const next = fresh.querySelector(`[data-live="${shown.dataset.live}"]`);
-      if (next && next.innerHTML !== shown.innerHTML) shown.replaceChildren(...next.childNodes);
+      const isInUse = shown.contains(document.activeElement); // the focus would be lost
+      if (next && next.innerHTML !== shown.innerHTML && !isInUse) shown.replaceChildren(...next.childNodes);
     }
   };
 
