@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import os
 import shlex
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +37,7 @@ from sidecar.store.database import (
     empty_wal,
     file_bytes,
     immediate,
+    is_full,
     note_erasure,
     open_database,
     open_read_only,
@@ -223,7 +226,12 @@ def import_documents(file: Path, **given: Any) -> None:
     counts = dict.fromkeys(Outcome, 0)
     limit_bytes, full_at = settings.max_database_bytes, None
     source = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
-    with source as stream, closing(open_database(settings.database)) as conn, progress("importing", None) as advance:
+    with (
+        source as opened,
+        closing(open_database(settings.database)) as conn,
+        _unpacking(opened) as stream,
+        progress("importing", None) as advance,
+    ):
         first = 1
         for batch in _batches(stream, IMPORT_LINES):
             if limit_bytes and used_bytes(conn) >= limit_bytes:
@@ -255,6 +263,19 @@ def import_documents(file: Path, **given: Any) -> None:
         raise SidecarError(f"{settings.database}-wal is being read and holds what was erased: run this again later")
 
 
+@contextmanager
+def _unpacking(stream: Any) -> Iterator[Iterable[bytes]]:
+    """What is in a stream of gzip, since directories and buckets hold batches that way; else the stream itself."""
+    if stream.peek(2)[:2] != b"\x1f\x8b":
+        yield stream
+        return
+    try:
+        with gzip.open(stream) as unpacked:
+            yield unpacked
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise SidecarError(f"the gzip is cut or damaged: {error}; what was read before is stored") from None
+
+
 @cli.command()
 @click.option("--all", "everything", is_flag=True, help="Unfinished sessions, too.")
 @database_option
@@ -273,6 +294,8 @@ def ship(everything: bool, **given: Any) -> None:
                 advance(done - settled, total)
                 settled = done
 
+            if not settings.database.exists():
+                raise SidecarError(f"{settings.database}: no such database; `sidecar serve` makes one")
             said, delivered = ship_now(settings, everything=everything, show=show)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {settled} sessions shipped, the others stay for the next pass", err=True)
@@ -591,6 +614,11 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except SidecarError as error:
         sys.exit(f"sidecar: {error}")
+    except Error as error:  # of SQLite
+        busy = "; another process is writing: try again" if is_full(error) and "locked" in str(error) else ""
+        sys.exit(f"sidecar: the database cannot be used: {error}{busy}")
+    except UnicodeError as error:  # a damaged file: texts that are none
+        sys.exit(f"sidecar: the database is damaged: {error}; `sidecar verify` says more")
     except BrokenPipeError:  # the reader of stdout left: `sidecar export | head`
         _leave_stdout()
         sys.exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -22,6 +23,7 @@ from sidecar.signing import read_secret
 
 PREFIX = "SIDECAR_"
 SITE_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
+_PHRASE = r"^[^\x00-\x1f\x7f]+$"  # of a token: one line, and nothing that cannot be seen
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -43,8 +45,8 @@ class ReceiveToken(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token: Annotated[str, Field(min_length=1)]
-    sites: tuple[str, ...] | None = None
+    token: Annotated[str, Field(pattern=_PHRASE)]
+    sites: tuple[Annotated[str, Field(pattern=SITE_PATTERN)], ...] | None = None
 
 
 def _has_host(parts: SplitResult) -> bool:
@@ -58,6 +60,14 @@ _UPSTREAMS: dict[str, Callable[[SplitResult], bool]] = {
     **dict.fromkeys(("http", "https", "clickhouse", "clickhouses", "s3"), _has_host),
     "file": lambda parts: parts.netloc in ("", "localhost") and parts.path.startswith("/") and parts.path != "/",
 }
+
+
+def _parts(address: str) -> SplitResult:
+    """The parts of an address; of one that cannot be read none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _split(text: str) -> list[str]:
@@ -127,7 +137,7 @@ class Settings(BaseModel):
     def _origins(cls, value: Any) -> Any:
         origins = _split(value) if isinstance(value, str) else value
         for origin in origins:
-            parts = urlsplit(origin)
+            parts = _parts(origin)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
                 raise ValueError("comma-separated origins like https://shop.example")
         return tuple(origins)
@@ -144,7 +154,7 @@ class Settings(BaseModel):
     @classmethod
     def _upstream(cls, value: str | None) -> str | None:
         if value is not None:
-            parts = urlsplit(value)
+            parts = _parts(value)
             is_right = _UPSTREAMS.get(parts.scheme)
             if is_right is None or not is_right(parts):
                 raise ValueError(
@@ -168,9 +178,36 @@ class Settings(BaseModel):
     @field_validator("receive_token", mode="before")
     @classmethod
     def _tokens(cls, value: Any) -> Any:
+        expected = "a token, or a JSON list of {token, sites}"
         if isinstance(value, str) and not value.lstrip().startswith("["):
-            return ({"token": value},)
-        return _json(value, "a token, or a JSON list of {token, sites}")
+            token = value.strip()  # a file of secrets ends with a line end
+            if not re.fullmatch(_PHRASE, token) or token.startswith("{"):
+                raise ValueError(expected)
+            return ({"token": token},)
+        return _json(value, expected)
+
+    @field_validator("upstream_token", "dashboard_token", mode="before")
+    @classmethod
+    def _token(cls, value: Any) -> Any:
+        token = value.strip() if isinstance(value, str) else value
+        if isinstance(token, str) and not re.fullmatch(_PHRASE, token):
+            raise ValueError("printable characters on one line")
+        return token
+
+    @field_validator("upstream_token", mode="after")
+    @classmethod
+    def _sendable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isascii():
+            raise ValueError("ASCII: it is sent in a header")
+        return value
+
+    @field_validator("funnels", mode="after")
+    @classmethod
+    def _distinct(cls, value: tuple[Funnel, ...] | None) -> tuple[Funnel, ...] | None:
+        ids = [funnel.id for funnel in value or ()]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a list in which each id stands once")
+        return value
 
 
 def _json(value: Any, expected: str) -> Any:
@@ -204,7 +241,8 @@ def load_settings(environment: Mapping[str, str] | None = None, **given: Any) ->
     environment = os.environ if environment is None else environment
     known = setting_names()
     for name in environment:
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        is_known = name in known or (name.islower() and name.upper() in known)
+        if name.upper().startswith(PREFIX) and not is_known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise ConfigError(f"{name} is not a setting{hint}")
@@ -240,8 +278,13 @@ def _allowed(detail: Any) -> str:
         case "greater_than_equal" | "greater_than" | "less_than_equal":
             sign = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<="}[detail["type"]]
             return f"{sign} {next(iter(context.values()))}"
+        case "string_pattern_mismatch" if context["pattern"] == _PHRASE:
+            return "a list of {token, sites} with tokens of printable characters"
         case "string_pattern_mismatch":
             return "1 to 64 of A-Z a-z 0-9 . _ -, not starting with a dot"
+        case "extra_forbidden" | "missing":
+            with_or_not = "without" if detail["type"] == "extra_forbidden" else "with"
+            return f"{with_or_not} {'.'.join(map(str, detail['loc'][1:]))}"
         case _:
             inner = ".".join(str(part) for part in detail["loc"][1:])
             return f"{inner + ': ' if inner else ''}{detail['msg'].removeprefix('Input should be ')}"

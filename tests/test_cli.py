@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -19,6 +20,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from sidecar.__main__ import main
+from sidecar.config import load_settings
+from sidecar.errors import ConfigError
 from sidecar.store.database import immediate, open_database
 from tests.servers import Server, clean_environment, event, sidecar, vital
 
@@ -55,10 +59,11 @@ def test_wrong_usage_exits_2() -> None:
         assert b"Usage: " in done.stderr
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "export"])
+@pytest.mark.parametrize("command", ["status", "verify", "export", "ship"])
 def test_a_missing_database_is_one_line(command: str, tmp_path: Path) -> None:
     """Exit 1 and what to do, no traceback; and none is made by reading."""
-    done = sidecar(command, "--database", str(tmp_path / "none.db"))
+    upstream: dict[str, Any] = {"UPSTREAM_URL": "http://127.0.0.1:1/"} if command == "ship" else {}
+    done = sidecar(command, "--database", str(tmp_path / "none.db"), **upstream)
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [
         f"sidecar: {tmp_path / 'none.db'}: no such database; `sidecar serve` makes one"
@@ -73,6 +78,17 @@ def test_a_missing_database_is_one_line(command: str, tmp_path: Path) -> None:
         ({"PORT": "80000"}, "SIDECAR_PORT='80000': must be <= 65535"),
         ({"IP_PRIVACY": "some"}, "SIDECAR_IP_PRIVACY='some': must be 'truncate', 'full' or 'none'"),
         ({"UPSTREAM_SECRET": "secret"}, "SIDECAR_UPSTREAM_SECRET=(hidden): must be whsec_ and base64"),
+        ({"UPSTREAM_TOKEN": "t\u00f6k\u00e9n"}, "SIDECAR_UPSTREAM_TOKEN=(hidden): must be ASCII"),
+        ({"UPSTREAM_TOKEN": "a\nX: 1"}, "SIDECAR_UPSTREAM_TOKEN=(hidden): must be printable characters on one line"),
+        ({"UPSTREAM_URL": "http://["}, "SIDECAR_UPSTREAM_URL=(hidden): must be an address like https://host"),
+        ({"ALLOWED_ORIGINS": "http://["}, "SIDECAR_ALLOWED_ORIGINS='http://[': must be comma-separated origins"),
+        ({"RECEIVE_TOKEN": '{"token":"x"}'}, "SIDECAR_RECEIVE_TOKEN=(hidden): must be a token, or a JSON list"),
+        ({"RECEIVE_TOKEN": '[{"token":"x","site":["a"]}]'}, "SIDECAR_RECEIVE_TOKEN=(hidden): must be without 0.site"),
+        ({"RECEIVE_TOKEN": '[{"token":"x","sites":["../a"]}]'}, "SIDECAR_RECEIVE_TOKEN=(hidden): must be 1 to 64 of"),
+        (
+            {"FUNNELS": '[{"id":"a"},{"id":"a"}]'},
+            "SIDECAR_FUNNELS=(hidden): must be a list in which each id stands once",
+        ),
     ],
 )
 def test_a_wrong_setting_stops_the_start(settings: dict[str, Any], line: str) -> None:
@@ -81,6 +97,13 @@ def test_a_wrong_setting_stops_the_start(settings: dict[str, Any], line: str) ->
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert line in done.stderr.decode()
+
+
+def test_a_name_in_mixed_case_is_not_ignored(tmp_path: Path) -> None:
+    """In small letters it counts, as it always did; a line end after a token is not part of it."""
+    with pytest.raises(ConfigError, match="Sidecar_Port is not a setting; did you mean SIDECAR_PORT"):
+        load_settings({"Sidecar_Port": "1"})
+    assert load_settings({"sidecar_port": "1", "SIDECAR_RECEIVE_TOKEN": " t o\n"}).receive_token[0].token == "t o"
 
 
 def test_flags_come_before_the_environment(tmp_path: Path) -> None:
@@ -254,6 +277,55 @@ def test_status_is_for_people(filled: Path) -> None:
     assert "nowhere (SIDECAR_UPSTREAM_URL is not set)" in said
     warned = sidecar("status", DATABASE=str(filled), UPSTREAM_URL="http://127.0.0.1:1/").stdout.decode()
     assert "SIDECAR_SITE is not set" in warned
+
+
+def test_a_batch_file_is_imported_as_it_is(filled: Path, tmp_path: Path) -> None:
+    """Directories and buckets hold gzip; one that is cut is one line, and what came before it is stored."""
+    exported = sidecar("export", DATABASE=str(filled)).stdout
+    packed = tmp_path / "b.ndjson.gz"
+    packed.write_bytes(gzip.compress(exported))
+    copy = str(tmp_path / "copy.db")
+    assert sidecar("import", str(packed), DATABASE=copy).returncode == 0
+    assert sidecar("export", DATABASE=copy).stdout == exported
+    done = sidecar("import", "-", stdin=gzip.compress(exported)[:-30], DATABASE=str(tmp_path / "cut.db"))
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("sidecar: the gzip is cut or damaged: ")
+
+
+@pytest.mark.parametrize("arguments", [["import", "-"], ["forget", "v-1"], ["prune"], ["parked", "requeue", "--all"]])
+def test_a_file_that_another_process_holds_is_one_line(
+    filled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    """For longer than anybody wants to wait."""
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(filled.read_bytes())
+    monkeypatch.setattr("sidecar.store.database.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("sys.argv", ["sidecar", *arguments, "--database", str(copy)])
+    line = b'{"type":"session","version":1}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(line))))
+    with closing(open_database(copy)) as conn, immediate(conn), pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value) == (
+        "sidecar: the database cannot be used: database is locked; another process is writing: try again"
+    )
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "export", "parked list", "explain s-1"])
+def test_a_damaged_file_is_one_line(filled: Path, tmp_path: Path, command: str) -> None:
+    """Its head is whole, what follows is not."""
+    copy = tmp_path / "copy.db"
+    whole = filled.read_bytes()
+    copy.write_bytes(whole[: 2 * 4096] + b"\xa5" * (len(whole) - 2 * 4096))
+    done = sidecar(*command.split(), DATABASE=str(copy))
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("sidecar: ")
 
 
 def test_ship_says_what_happened(filled: Path, tmp_path: Path) -> None:

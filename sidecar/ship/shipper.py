@@ -105,7 +105,7 @@ class Passed(NamedTuple):
         if self.erasures:
             text += f", {self.erasures} erasures told"
         if self.parked:
-            text += f", {self.parked} parked"
+            text += f", {self.parked} parked (see `sidecar parked list`)"
         if self.waiting:
             text += f", {self.waiting} still waiting"
         return text if self.reason is None else f"{text}; {self.state}: {self.reason}"
@@ -263,10 +263,11 @@ class Shipper:
         now = self._clock()
         settlement = decide(answer, batch, destination, now, self._rng)
         await self._write(lambda conn: settle(conn, batch, answer, settlement, now, self._make_id))
-        self._count(batch, settlement, tally)
+        self._count(batch, answer, settlement, tally)
         if settlement.act in (Act.WAIT, Act.BLOCK):
             wait_s = round((settlement.until - now) / 1000, 1)
-            log.warning("the destination did not take a batch", reason=answer.reason, act=settlement.act, wait_s=wait_s)
+            said = {"reason": answer.reason, "detail": answer.text, "act": settlement.act, "wait_s": wait_s}
+            log.warning("the destination did not take a batch", **said)
             return False
         return True
 
@@ -316,7 +317,7 @@ class Shipper:
             log.exception("a destination raised", sink=repr(self._sink))
             return Answer(Verdict.AGAIN, f"no answer: {type(error).__name__}")
 
-    def _count(self, batch: Batch, settlement: Settlement, tally: _Tally) -> None:
+    def _count(self, batch: Batch, answer: Answer, settlement: Settlement, tally: _Tally) -> None:
         self.attempts[OUTCOMES[settlement.act]] += 1
         parked = 0
         if settlement.act is Act.CONFIRM:
@@ -331,6 +332,10 @@ class Shipper:
                 self.confirmed_count += confirmed
         elif settlement.act is Act.PARK:
             parked = 1
+        if parked:
+            refused = [reason for line, reason in sorted(settlement.rejected.items()) if reason != ERASED]
+            why = refused[0] if refused else answer.text
+            log.warning("the destination refused for good: `sidecar parked list`", lines=parked, reason=why)
         tally.parked += parked
         self.parked_count += parked
 

@@ -95,8 +95,33 @@ async def test_redirects_are_not_followed(upstream: Upstream) -> None:
 
 
 async def test_answers_are_read_up_to_a_bound(upstream: Upstream) -> None:
-    upstream.replies += [Reply(500, b"x" * 1_000_000), Reply(200, b'{"rejected":[' + b" " * 1_000_000 + b"]}")]
+    upstream.replies += [Reply(500, b"x" * 1_000_000), Reply(200, b"x" * 1_000_000)]
     assert (await send(HttpSink(upstream.url))).verdict is Verdict.AGAIN
+    assert await send(HttpSink(upstream.url)) == Answer(Verdict.TAKEN, "200 OK")
+
+
+REASON = b'{"rejected":[{"index":0,"reason":"' + b"why " * 30_000 + b'"}]}'
+
+
+@pytest.mark.parametrize(
+    "body", [REASON, b'{"rejected":[' + b" " * 1_000_000 + b"]}", b'{"rejected":[{"index":' + b"9" * 5000 + b"}]}"]
+)
+async def test_a_list_of_rejected_lines_that_cannot_be_read_confirms_nothing(upstream: Upstream, body: bytes) -> None:
+    """What it would refuse would be lost here."""
+    upstream.replies.append(Reply(200, body))
+    answer = await send(HttpSink(upstream.url))
+    assert (answer.verdict, answer.reason) == (Verdict.AGAIN, "broken answer")
+    assert "rejected lines" in answer.text
+
+
+async def test_an_answer_that_was_packed_all_the_same_is_read(upstream: Upstream) -> None:
+    """A proxy may not heed `Accept-Encoding: identity`; unpacked, the bound holds, too."""
+    packed = (("Content-Encoding", "gzip"),)
+    said = gzip.compress(b'{"rejected":[{"index":0,"reason":"no"}]}')
+    upstream.replies += [Reply(200, said, packed), Reply(200, gzip.compress(b" " * 10_000_000), packed)]
+    assert (await send(HttpSink(upstream.url))).rejected == {0: "no"}
+    assert await send(HttpSink(upstream.url)) == Answer(Verdict.TAKEN, "200 OK")
+    upstream.replies.append(Reply(200, b"no gzip", packed))
     assert await send(HttpSink(upstream.url)) == Answer(Verdict.TAKEN, "200 OK")
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import zlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -70,14 +71,28 @@ def _clean(text: str) -> str:
     return shown if len(shown) <= DETAIL_MAX else shown[: DETAIL_MAX - 1] + "…"
 
 
-def read_answer(status: int, headers: httpx2.Headers, body: bytes) -> Answer:
-    """An HTTP answer, its body as far as it was read."""
+def _unpacked(headers: httpx2.Headers, body: bytes, most: int) -> bytes:
+    """A body that was packed although `identity` was asked for, as far as `most` bytes."""
+    if headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip"):
+        return body
+    try:
+        return zlib.decompressobj(wbits=31).decompress(body, most)
+    except zlib.error:
+        return body
+
+
+def read_answer(status: int, headers: httpx2.Headers, body: bytes, *, most: int = ANSWER_BYTES_MAX) -> Answer:
+    """An HTTP answer, its body as far as it was read. Packed, it is unpacked as far as `most` bytes."""
     verdict = judge_status(status)
+    body = _unpacked(headers, body, most)
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
         said = None
     if verdict is Verdict.TAKEN:
+        if said is None and b'"rejected"' in body:
+            # Which lines it refuses cannot be known: to take it for none would be to lose them.
+            return Answer(Verdict.AGAIN, "broken answer", f"{_name(status)} with a list of rejected lines that is cut")
         rejected = _read_rejected(said)
         refused = f"{len(rejected)} lines rejected" if rejected else ""
         return Answer(verdict, _name(status), refused, rejected=rejected)
@@ -228,4 +243,4 @@ class HttpSink:
                 body += chunk
                 if len(body) > most:
                     break
-            return read_answer(response.status_code, response.headers, bytes(body[:most]))
+            return read_answer(response.status_code, response.headers, bytes(body[:most]), most=most)
