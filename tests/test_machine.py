@@ -421,7 +421,7 @@ def quiet() -> Iterator[None]:
     structlog.configure(**before)
 
 
-@pytest.mark.timeout(max(600, EXAMPLES))
+@pytest.mark.timeout(max(600, 3 * EXAMPLES))
 @pytest.mark.usefixtures("quiet")
 def test_the_application_is_the_reference() -> None:
     """Any program of uses, kills, clocks, imports and erasures, step by step; and each of them did happen."""
