@@ -315,7 +315,7 @@ def run_server(app: ASGIApp, settings: Settings) -> None:
 def ship_now(
     settings: Settings, *, everything: bool, show: Callable[[int, int], None] | None = None
 ) -> tuple[str, bool]:
-    """One pass of shipping by hand: a line for a person, and whether nothing was left waiting or was refused.
+    """One pass of shipping by hand: a line for a person, and whether nothing was left waiting.
 
     `show` is told after each batch how many sessions are settled, and of how many. Cancelled, it ends in order: what
     was confirmed until then stays confirmed.
@@ -332,7 +332,7 @@ def ship_now(
         assert shipper is not None  # noqa: S101 - UPSTREAM_URL is set
         try:
             passed = await shipper.ship_once(include_unfinished=everything, show=show)
-            return passed.sentence, passed.reason is None and not passed.parked
+            return passed.sentence, passed.reason is None
         finally:
             await asyncio.to_thread(writer.close)
 

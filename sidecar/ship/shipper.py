@@ -105,7 +105,7 @@ class Passed(NamedTuple):
         if self.erasures:
             text += f", {self.erasures} erasures told"
         if self.parked:
-            text += f", {self.parked} parked (see `sidecar parked list`)"
+            text += f", {self.parked} parked"
         if self.waiting:
             text += f", {self.waiting} still waiting"
         return text if self.reason is None else f"{text}; {self.state}: {self.reason}"

@@ -206,7 +206,7 @@ async def test_halving_finds_the_poison_line(house: House) -> None:
     assert house.session("s-137")["parkedReason"] == "400 Bad Request: bad line"
     assert (
         passed.sentence
-        == f"499 sessions shipped in 9 batches ({len(sink.sent)} requests), 1 parked (see `sidecar parked list`)"
+        == f"499 sessions shipped in 9 batches ({len(sink.sent)} requests), 1 parked"
     )
 
 
