@@ -204,10 +204,7 @@ async def test_halving_finds_the_poison_line(house: House) -> None:
     assert len(sink.sent) <= 19, "2 log2(500) + 2"
     assert len({batch.batch_id for batch in sink.sent}) == len(sink.sent), "new bytes, new ids"
     assert house.session("s-137")["parkedReason"] == "400 Bad Request: bad line"
-    assert (
-        passed.sentence
-        == f"499 sessions shipped in 9 batches ({len(sink.sent)} requests), 1 parked"
-    )
+    assert passed.sentence == f"499 sessions shipped in 9 batches ({len(sink.sent)} requests), 1 parked"
 
 
 async def test_too_large_is_halved_and_remembered(house: House) -> None:
