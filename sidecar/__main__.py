@@ -294,8 +294,6 @@ def ship(everything: bool, **given: Any) -> None:
                 advance(done - settled, total)
                 settled = done
 
-            if not settings.database.exists():
-                raise SidecarError(f"{settings.database}: no such database; `sidecar serve` makes one")
             said, delivered = ship_now(settings, everything=everything, show=show)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {settled} sessions shipped, the others stay for the next pass", err=True)

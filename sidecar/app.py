@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Scope
 from sidecar.canonical import to_iso
 from sidecar.config import Settings
 from sidecar.daily import Daily
-from sidecar.errors import ConfigError, SidecarError
+from sidecar.errors import ConfigError, SidecarError, StoreError
 from sidecar.health import HEALTH_READERS_MAX, Health, count_attempts
 from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
@@ -324,6 +324,9 @@ def ship_now(
     """
     if settings.upstream_url is None:
         raise ConfigError("SIDECAR_UPSTREAM_URL is not set: there is nowhere to ship to")
+    open_upstream(settings)  # what is wrong with it is said first
+    if not settings.database.exists():
+        raise StoreError(f"{settings.database}: no such database; `sidecar serve` makes one")
 
     async def work() -> tuple[str, bool]:
         writer = Writer(open_database(settings.database, durability=settings.durability))

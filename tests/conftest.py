@@ -7,22 +7,26 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# As measured with `pytest --durations=0`, seconds on two cores.
+# By `pytest --durations=0`.
 LONGEST_FIRST = (
     "test_machine.py",
     "test_soak.py",
     "ship/test_faults.py",
-    "test_machine_kill.py",
-    "store/test_figures.py",
-    "test_law.py",
-    "ship/test_destinations.py",
-    "test_kill.py",
-    "test_story.py",
-    "demo/test_demo.py",
     "test_cli.py",
-    "dashboard/test_accessible.py",
-    "dashboard/test_way.py",
+    "test_law.py",
     "ship/test_faults_crash.py",
+    "test_prune.py",
+    "test_kill.py",
+    "test_forget.py",
+    "test_parked.py",
+    "store/test_figures.py",
+    "test_machine_kill.py",
+    "test_backup.py",
+    "ship/test_operating.py",
+    "demo/test_demo.py",
+    "test_story.py",
+    "dashboard/test_parked.py",
+    "test_recording.py",
 )
 _PLACES = {HERE / name: place for place, name in enumerate(LONGEST_FIRST)}
 

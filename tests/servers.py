@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
-START_MAX_S = 30
+START_MAX_S = 60  # a start on a busy machine
 
 
 def free_port() -> int:

@@ -67,7 +67,7 @@ def stored_clicks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=150,
+    max_examples=75,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )

@@ -66,7 +66,7 @@ def draw_scope(data: DataObject, documents: list[dict[str, Any]]) -> Slice:
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=150,
+    max_examples=75,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
@@ -165,7 +165,7 @@ def test_each_day_of_a_zone_is_one_step(zone: str, first: str, last: str, days: 
                 assert names[place] == noon.date()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(zone=st.sampled_from(sorted(available_timezones())), since=st.integers(0, 2**41), length=st.integers(1, 2**36))
 def test_steps_cover_a_period_in_order(zone: str, since: int, length: int) -> None:
     """Of any zone and any period: each begins after the one before, the first not after the period's begin."""

@@ -200,7 +200,7 @@ def test_referrers_are_counted_by_host(referrer: str | None, host: str | None) -
 
 @pytest.mark.timeout(300)
 @settings(
-    max_examples=100,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
