@@ -139,13 +139,9 @@ def _span(chunk: int) -> dict[str, int]:
     return {"first": chunk * SESSIONS_A_CHUNK, "end": (chunk + 1) * SESSIONS_A_CHUNK}
 
 
-def _arrays(layout: Layout, found: Sequence[Sequence[Any]]) -> list[array[Any]]:
-    columns = zip(*found, strict=True) if found else ((),) * len(layout)
-    return [array(code, column) for (_, code), column in zip(layout, columns, strict=True)]
-
-
 def _bodies(layout: Layout, found: Sequence[Sequence[Any]]) -> list[bytes]:
-    return [column.tobytes() for column in _arrays(layout, found)]
+    columns = zip(*found, strict=True) if found else ((),) * len(layout)
+    return [array(code, column).tobytes() for (_, code), column in zip(layout, columns, strict=True)]
 
 
 def count_rows(layout: Layout, columns: Sequence[bytes]) -> int:
@@ -176,7 +172,8 @@ def read_vitals(conn: Connection, chunk: int) -> VitalColumns:
 
 def read_sessions(conn: Connection, chunk: int) -> SessionColumns:
     """The sessions of a chunk from their rows, and their pages from the facts; no bots."""
-    hosts, clients, places = _Places(), _Places(), _Places()
+    hosts, clients = _Places(), _Places()
+    places: dict[int, int] = {}
     sessions = []
     for row in conn.execute(_SESSION_ROWS, _span(chunk)):
         key, referrer, client = row[0], row[1], row[2:7]
@@ -184,7 +181,7 @@ def read_sessions(conn: Connection, chunk: int) -> SessionColumns:
         host = hosts[host_of(referrer)]
         worth = nan if value is None else value
         sessions.append((started_at, seconds, worth, *counts, host, clients[client], flags))
-        places[key]
+        places[key] = len(places)
     pages = [
         (places[key], page_key, views)
         for key, page_key, views in conn.execute(_PAGE_ROWS, _span(chunk))
