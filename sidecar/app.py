@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
-from sidecar.canonical import to_iso
+from sidecar.canonical import now_ms, to_iso
 from sidecar.config import Settings
 from sidecar.daily import Daily
 from sidecar.errors import ConfigError, SidecarError, StoreError
@@ -65,11 +65,6 @@ SCRIPT_MAX_AGE_S = 3600
 EMPTY_WAL_S = 5.0  # how long `prune --vacuum` waits for readers of a running server
 
 log = structlog.get_logger("sidecar")
-
-
-def now_ms() -> int:
-    """The clock: milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 def _rules(settings: Settings) -> Rules:

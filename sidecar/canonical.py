@@ -6,6 +6,7 @@ JSON with sorted keys, no spaces, UTF-8, numbers as shortest round-trip (116.0 i
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
@@ -34,6 +35,11 @@ CLIENT_FIELDS = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_MIN = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 TIME_MAX = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+
+
+def now_ms() -> int:
+    """The clock: milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 def to_iso(at: int | None) -> str | None:

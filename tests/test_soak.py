@@ -11,6 +11,7 @@ import pytest
 from tests.soak_ends import Planted, PlantedError, plant
 
 SCRIPT = Path(__file__).with_name("soak.py")
+RUNS_MAX = 3  # of 20 s: to find a planted fault
 ROWS = (
     "acknowledged items lost",
     "upstream unequal",
@@ -38,7 +39,7 @@ def test_nothing_is_lost_or_doubled() -> None:
     assert [counted[row] for row in ROWS] == ["0"] * len(ROWS)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("fault", "rows"),
     [
@@ -48,10 +49,15 @@ def test_nothing_is_lost_or_doubled() -> None:
     ],
 )
 def test_a_planted_fault_fails(fault: str, rows: list[str]) -> None:
-    """What it does is counted, and the exit status says so."""
-    code, counted, said = soak("--seconds", "20", "--fault", fault)
-    assert code == 1, said
-    assert {counted[row] for row in rows} != {"0"}, said
+    """What it does is counted, and the exit status says so; on a busy machine chance may need more than one run."""
+    said = ""
+    for seed in range(1, RUNS_MAX + 1):
+        code, counted, output = soak("--seconds", "20", "--seed", str(seed), "--fault", fault)
+        said += output
+        if code == 1 and {counted[row] for row in rows} != {"0"}:
+            return
+        assert code in (0, 2), said  # not found, or too little happened: nothing else
+    pytest.fail(said)
 
 
 def test_a_fault_that_cannot_be_planted_is_said(tmp_path: Path) -> None:

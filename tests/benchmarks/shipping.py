@@ -130,7 +130,7 @@ def measure(sender: Server, receiver: Server, load: Load, args: argparse.Namespa
         before, began = confirmed(sender), time.monotonic()
         run = load.run(sender, args.seconds)
         more = confirmed(sender) - before
-        if not more:
+        if not more and not args.no_bounds:
             raise sender.failure("nothing was shipped in a window: too few sessions, or too short a window")
         return run, more / (time.monotonic() - began)
 
