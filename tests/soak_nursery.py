@@ -45,7 +45,11 @@ def fork_on_demand() -> None:
 
     import sidecar
     import sidecar.__main__
+    import sidecar.app
+    import sidecar.ship.sinks.http
+    from sidecar.ingest.client import read_user_agent
 
+    read_user_agent("Mozilla/5.0 (X11; Linux x86_64)")  # the patterns it takes are made but once
     print(json.dumps({"package": sidecar.__file__}), flush=True)
     children: set[int] = set()
     for line in sys.stdin:

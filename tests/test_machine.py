@@ -54,7 +54,7 @@ from tests.machine import (
 )
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "300"))
-STEPS = 20
+STEPS = int(os.environ.get("MACHINE_STEPS", "14"))
 BODY_MAX = 60_000  # bytes; a beacon is at most 64 KiB
 HOUR = 3_600_000
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system without a disk, where there is one

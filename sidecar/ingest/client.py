@@ -7,7 +7,8 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
-from ua_parser import parse
+from ua_parser import Domain, Parser
+from ua_parser.loaders import load_lazy_builtins
 
 _TABLET = re.compile(r"iPad|Tablet|Kindle|Silk/|PlayBook|Android(?!.*Mobi)", re.IGNORECASE)
 _MOBILE = re.compile(r"Mobi|iPhone|iPod|Android|Windows Phone|Opera Mini", re.IGNORECASE)
@@ -30,18 +31,27 @@ NO_AGENT = Agent(None, None, None, None, None, "no user agent")  # every browser
 
 
 @cache
-def _crawlers() -> tuple[re.Pattern[str], list[tuple[re.Pattern[str], str]]]:
+def _parser() -> Parser:
+    """Of browsers and systems alone: what it knows of devices is as large again and is not asked."""
+    browsers, systems, _ = load_lazy_builtins()
+    return Parser.from_matchers((browsers, systems, []))
+
+
+@cache
+def _any_crawler() -> re.Pattern[str]:
+    return re.compile("|".join(crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA))
+
+
+@cache
+def _crawlers() -> list[tuple[re.Pattern[str], str]]:
     patterns = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
-    names = [re.sub(r"\\(.)", r"\1", pattern).strip("^$ /") for pattern in patterns]
-    single = [(re.compile(pattern), name) for pattern, name in zip(patterns, names, strict=True)]
-    return re.compile("|".join(patterns)), single
+    return [(re.compile(pattern), re.sub(r"\\(.)", r"\1", pattern).strip("^$ /")) for pattern in patterns]
 
 
 def _bot(user_agent: str) -> str | None:
-    any_of, single = _crawlers()
-    if not any_of.search(user_agent):
+    if not _any_crawler().search(user_agent):
         return None
-    return next((name for pattern, name in single if pattern.search(user_agent)), "bot")
+    return next((name for pattern, name in _crawlers() if pattern.search(user_agent)), "bot")
 
 
 def _version(*parts: str | None) -> str | None:
@@ -59,7 +69,7 @@ def read_user_agent(user_agent: str) -> Agent:
     text = user_agent[:_AGENT_MAX].strip()
     if not text:
         return NO_AGENT
-    said = parse(text)
+    said = _parser()(text, Domain.USER_AGENT | Domain.OS)
     browser, system = said.user_agent, said.os
     if _TABLET.search(text):
         device_type: str | None = "tablet"

@@ -255,8 +255,12 @@ def _become(said: dict[str, Any]) -> None:
 
 
 def _fork_on_demand() -> None:
-    import sidecar.__main__  # noqa: F401 - what each child would import
+    import sidecar.__main__
+    import sidecar.app
+    import sidecar.ship.sinks.http  # noqa: F401 - what each child would import
+    from sidecar.ingest.client import read_user_agent
 
+    read_user_agent(CHROME)  # the patterns it takes are made but once
     children: dict[int, int | None] = {}  # with their exit codes: several threads of a test may ask for one
     for line in sys.stdin:
         said = json.loads(line)
