@@ -6,6 +6,7 @@ Nothing in a child differs from `python -m sidecar`: same command line, a clean 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ def fork_on_demand() -> None:
     from sidecar.ingest.client import read_user_agent
 
     read_user_agent("Mozilla/5.0 (X11; Linux x86_64)")  # the patterns it takes are made but once
+    gc.freeze()  # so that no child looks through all that, and copies its pages by doing so
     print(json.dumps({"package": sidecar.__file__}), flush=True)
     children: set[int] = set()
     for line in sys.stdin:

@@ -10,6 +10,7 @@ Run as a program (`Forks` does) this module takes one JSON object a line and ans
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -64,7 +65,7 @@ class Fork:
             if time.monotonic() > deadline:
                 self.kill()
                 raise AssertionError(f"did not end: {self.log()}")
-            time.sleep(0.005)
+            time.sleep(0.02)
         return Ended(code, self._output.read_text(), self.log())
 
     def log(self) -> str:
@@ -80,7 +81,7 @@ class Fork:
         """SIGKILL, and wait for the end."""
         self.signal(signal.SIGKILL)
         while self.code is None:
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def fill_disk(self, bytes_max: int | None) -> None:
         """Let no file of it grow over so many bytes (None: any); writes fail then as they do on a full disk."""
@@ -177,7 +178,7 @@ class Serving:
                 if self.get("/healthz").status_code == 200:
                     return
             except httpx2.TransportError:
-                time.sleep(0.01)
+                time.sleep(0.03)
             if self._fork.code is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the sidecar did not start: {self._fork.log()[-2000:]}")
 
@@ -255,12 +256,14 @@ def _become(said: dict[str, Any]) -> None:
 
 
 def _fork_on_demand() -> None:
+
     import sidecar.__main__
     import sidecar.app
     import sidecar.ship.sinks.http  # noqa: F401 - what each child would import
     from sidecar.ingest.client import read_user_agent
 
     read_user_agent(CHROME)  # the patterns it takes are made but once
+    gc.freeze()  # so that no child looks through all that, and copies its pages by doing so
     children: dict[int, int | None] = {}  # with their exit codes: several threads of a test may ask for one
     for line in sys.stdin:
         said = json.loads(line)
