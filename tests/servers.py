@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 
-CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
-START_MAX_S = 60  # a start on a busy machine
+from tests.forks import CHROME as CHROME
+from tests.forks import START_MAX_S, Fork, shared_forks
+from tests.forks import clean_environment as clean_environment
+from tests.forks import free_port as free_port
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class Done(NamedTuple):
+    """How a command ended: its exit code and what it said."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
 
 
-def clean_environment(**settings: str) -> dict[str, str]:
-    """The environment without settings of ours, and then with these."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-    return kept | {f"SIDECAR_{name}": value for name, value in settings.items()}
-
-
-def sidecar(*arguments: str, stdin: bytes | None = None, **settings: Any) -> subprocess.CompletedProcess[bytes]:
+def sidecar(*arguments: str, stdin: bytes | None = None, **settings: str) -> Done:
     """Run a command of the sidecar to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "sidecar", *arguments],
-        input=stdin,
-        capture_output=True,
-        env=clean_environment(**settings),
-        timeout=120,
-        check=False,
-    )
+    with TemporaryDirectory(prefix="stdin-") as folder:
+        given = None
+        if stdin is not None:
+            given = Path(folder) / "stdin"
+            given.write_bytes(stdin)
+        fork = shared_forks().start(*arguments, settings=settings, stdin=given)
+        return Done(fork.wait_code(), fork.out.read_bytes(), fork.err.read_bytes())
 
 
 class Server:
@@ -50,14 +44,11 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = database.with_suffix(".log")
-        self._environment = clean_environment(DATABASE=str(database), PORT=str(self.port), **settings)
+        self._settings = {"DATABASE": str(database), "PORT": str(self.port), **settings}
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", "serve"], stdout=log, stderr=log, env=self._environment
-            )
+    def _start(self) -> Fork:
+        process = shared_forks().start("serve", settings=self._settings, log=self.log)
         deadline = time.monotonic() + START_MAX_S
         while True:
             try:
@@ -65,19 +56,17 @@ class Server:
                     return process
             except httpx2.TransportError:
                 time.sleep(0.05)
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.code is not None or time.monotonic() > deadline:
                 process.kill()
-                process.wait()
                 raise AssertionError(f"the sidecar did not start: {self.log.read_text()[-2000:]}")
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self.process.kill()
-        self.process.wait(timeout=30)
 
     def set(self, **settings: str) -> None:
         """Other settings, from the next start on."""
-        self._environment |= {f"SIDECAR_{name}": value for name, value in settings.items()}
+        self._settings |= settings
 
     def restart(self) -> None:
         """Start again on the same file and port."""
@@ -85,9 +74,8 @@ class Server:
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(timeout=30)
+        self.process.signal(signal.SIGTERM)
+        self.process.wait_code()
 
     def __enter__(self) -> Server:
         return self

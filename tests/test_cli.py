@@ -385,8 +385,7 @@ def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
     server = Server(tmp_path / "term.db")
     with server.client() as client:
         assert client.post("/api/track/web-vitals", json=vital("s")).status_code == 200
-    server.process.send_signal(signal.SIGTERM)
-    server.process.wait(timeout=30)
+    server.stop()
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{server.url}/healthz")
     assert "Traceback" not in server.log.read_text()

@@ -141,7 +141,7 @@ def test_requeue_beside_a_running_server(tmp_path: Path) -> None:
     assert b"4 parked" in done.stdout
     assert b"the destination refused for good" in done.stderr
     upstream.stop()
-    upstream._environment["SIDECAR_RECEIVE_TOKEN"] = "t"
+    upstream.set(RECEIVE_TOKEN="t")
     upstream.restart()
     with upstream, Server(path, SHIP_INTERVAL="0.05", **to) as server:
         time.sleep(0.3)  # six intervals

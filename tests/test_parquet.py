@@ -25,7 +25,7 @@ from sidecar.parquet import FILES, export_parquet
 from sidecar.store.database import open_read_only, snapshot
 from sidecar.store.documents import list_session_keys
 from tests.builders import BOT, CHROME, START, event, page_of, record_facts, vital
-from tests.servers import clean_environment, sidecar
+from tests.servers import Done, clean_environment, sidecar
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEWS = "/?utm_source=news&utm_campaign=spring"
@@ -65,7 +65,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record_facts(path, [event("elsewhere", site="other", client=CHROME)])
 
 
-def export(database: Path, output: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+def export(database: Path, output: Path, *options: str) -> Done:
     return sidecar("export", "--format", "parquet", "--output", str(output), *options, DATABASE=str(database))
 
 

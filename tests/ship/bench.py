@@ -21,8 +21,8 @@ from sidecar.ship.sinks.http import HttpSink
 from sidecar.store.database import Connection, open_database, open_read_only, snapshot
 from sidecar.store.lines import export_all
 from sidecar.store.verify import verify
+from tests.forks import Ended, Fork, Forks, Serving
 from tests.proxy import Passed, Proxy, wait_until
-from tests.ship.forks import Ended, Fork, Forks, Serving
 from tests.ship.house import TIMEOUT_MS, House
 
 TOKEN = "secret"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import Forks, shared_forks
 from tests.ship.bench import Bench
-from tests.ship.forks import Forks
 from tests.ship.house import House
 
 for name in ("rows_directory", "rows_ends", "rows_lines", "rows_way"):
@@ -26,10 +26,9 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("forks")) as running:
-        yield running
+@pytest.fixture(scope="session")
+def forks() -> Forks:
+    return shared_forks()
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from sidecar.store.facts import FULL
 from sidecar.store.lines import merge_lines
 from sidecar.store.outbox import Batch
 from tests.builders import event, vital
+from tests.forks import Forks, Serving
 from tests.proxy import Proxy, wait_until
 from tests.servers import event as event_item
 from tests.servers import vital as vital_item
 from tests.ship.bench import QUIET, TOKEN, export
-from tests.ship.forks import Forks, Serving
 from tests.ship.house import TIMEOUT_MS, House, ScriptedSink, documents
 
 METRICS = ("LCP", "INP", "CLS", "FCP")

@@ -6,9 +6,9 @@ import pytest
 
 from sidecar.store import outbox
 from tests.builders import event, vital
+from tests.forks import CRASHED
 from tests.proxy import Fault, Passed, http_answer
 from tests.ship.bench import Bench, export, facts_of, lines_of
-from tests.ship.forks import CRASHED
 
 STATEMENTS_MAX = 400  # of one pass, or of one batch: a loop that gets there does not end
 

@@ -1,7 +1,7 @@
 """Commands of the sidecar as processes of their own, forked from one that has everything imported already.
 
-`python -m sidecar ship` takes 0.9 s to start, a fork 0.02: a matrix of faults starts hundreds. The child runs the real
-command line, on a clean environment. What a test may ask of it beside that is what no test can do from outside: to end
+`python -m sidecar serve` takes 0.9 s to start, a fork 0.1: the tests start hundreds. The child runs the real command
+line, on a clean environment. What a test may ask of it beside that is what no test can do from outside: to end
 without order (`os._exit`) at the n-th statement of its writing connection, to have another clock, or a full disk.
 
 Run as a program (`Forks` does) this module takes one JSON object a line and answers with one.
@@ -9,29 +9,47 @@ Run as a program (`Forks` does) this module takes one JSON object a line and ans
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
 import json
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import httpx2
 
-from tests.servers import CHROME, clean_environment, free_port
-
+ROOT = Path(__file__).parents[1]
+CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
 CRASHED = 9  # exit code of a process that ended itself
-START_MAX_S = 30
-END_MAX_S = 60
+START_MAX_S = 60  # a start on a busy machine
+END_MAX_S = 120
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """The environment without settings of ours, and then with these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    return kept | {f"SIDECAR_{name}": value for name, value in settings.items()}
 
 
 class Ended(NamedTuple):
@@ -43,13 +61,14 @@ class Ended(NamedTuple):
 
 
 class Fork:
-    """One process."""
+    """One process; `out` and `err` hold what it says."""
 
-    def __init__(self, forks: Forks, pid: int, output: Path) -> None:
+    def __init__(self, forks: Forks, pid: int, out: Path, err: Path) -> None:
         self._forks = forks
-        self._output = output
         self._code: int | None = None
         self.pid = pid
+        self.out = out
+        self.err = err
 
     @property
     def code(self) -> int | None:
@@ -60,17 +79,22 @@ class Fork:
 
     def wait(self) -> Ended:
         """Until it has ended, END_MAX_S at most."""
+        code = self.wait_code()
+        return Ended(code, self.out.read_text(), self.log())
+
+    def wait_code(self) -> int:
+        """Its exit code once it has ended, after END_MAX_S at most."""
         deadline = time.monotonic() + END_MAX_S
         while (code := self.code) is None:
             if time.monotonic() > deadline:
                 self.kill()
                 raise AssertionError(f"did not end: {self.log()}")
             time.sleep(0.02)
-        return Ended(code, self._output.read_text(), self.log())
+        return code
 
     def log(self) -> str:
         """What it wrote to stderr."""
-        return self._output.with_suffix(".err").read_text()
+        return self.err.read_text()
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -96,17 +120,20 @@ class Forks:
         self._folder = folder
         self._count = 0
         self._lock = threading.Lock()
-        command = [sys.executable, "-m", "tests.ship.forks"]
-        root = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "tests.forks"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=clean_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment()
         )
 
     def __enter__(self) -> Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=30)  # the end of its input ends it, and its children
+        self.close()
+
+    def close(self) -> None:
+        """End it, and its children with it."""
+        self._process.communicate(timeout=30)  # the end of its input is its end
 
     def ask(self, **said: Any) -> dict[str, Any]:
         """One question and its answer."""
@@ -126,23 +153,39 @@ class Forks:
         crash_from: str = "",
         clock_ms: int = 0,
         variables: Mapping[str, str] | None = None,
+        stdin: Path | None = None,
+        log: Path | None = None,
     ) -> Fork:
         """Start a command. `settings` are without their prefix, `variables` other ones of the environment.
 
-        `crash_at`: it ends itself before the n-th statement that its writing connection runs, counted from the first
-        one that begins with `crash_from`. `clock_ms`: its clock is ahead by so much.
+        It reads `stdin`; all that it says goes to the end of `log`, else to files of its own. `crash_at`: it ends
+        itself before the n-th statement that its writing connection runs, counted from the first one that begins with
+        `crash_from`. `clock_ms`: its clock is ahead by so much.
         """
         self._count += 1
-        output = self._folder / f"{self._count:04d}-{arguments[0]}.out"
-        output.with_suffix(".err").touch()
-        environment = clean_environment(**settings) | dict(variables or {})
-        asked: dict[str, Any] = {"start": arguments, "output": str(output), "environment": environment}
+        own = self._folder / f"{self._count:04d}-{arguments[0]}.out"
+        out, err = (log, log) if log else (own, own.with_suffix(".err"))
+        for path in (out, err):
+            path.touch()
+        asked: dict[str, Any] = {"start": [*map(os.fsdecode, arguments)], "folder": str(Path.cwd())}
+        asked |= {"stdin": str(stdin or os.devnull), "out": str(out), "err": str(err)}
+        asked |= {"environment": clean_environment(**settings) | dict(variables or {})}
         said = self.ask(**asked, crash_at=crash_at, crash_from=crash_from, clock_ms=clock_ms)
-        return Fork(self, said["pid"], output)
+        return Fork(self, said["pid"], out, err)
 
     def run(self, *arguments: str, **options: Any) -> Ended:
         """Run a command to its end."""
         return self.start(*arguments, **options).wait()
+
+
+@cache
+def shared_forks() -> Forks:
+    """The one of this test process, which ends with it."""
+    folder = Path(mkdtemp(prefix="forks-"))
+    forks = Forks(folder)
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(forks.close)  # the last registered is the first to run
+    return forks
 
 
 class Serving:
@@ -210,10 +253,11 @@ def _become(said: dict[str, Any]) -> None:
     from sidecar.store.database import Connection
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody outlives the process that forks
-    for number, suffix in ((1, ".out"), (2, ".err")):
-        path = Path(said["output"]).with_suffix(suffix)
+    for number, path in ((1, said["out"]), (2, said["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(said["stdin"], os.O_RDONLY), 0)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the parent's has read on
+    os.chdir(said["folder"])
     os.environ.clear()
     os.environ.update(said["environment"])
     sys.argv = ["sidecar", *said["start"]]
