@@ -35,7 +35,7 @@ from tests.soak_proxy import Replayer, Weather
 TOKEN = "soak"
 SECRET = "whsec_c29ha29ha29ha29ha29ha29ha29ha29h"
 KILLS_A_SECOND = 0.1  # 30 in five minutes, of each end
-LONGER = 3  # a busy machine may take so many times as long until enough has happened
+LONGER = 6  # a busy machine may take so many times as long until enough has happened
 LAST_REPLAYS = 60
 FLUSH_MAX_S = 120.0
 SHOWN_MAX = 5

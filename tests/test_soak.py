@@ -11,7 +11,7 @@ import pytest
 from tests.soak_ends import Planted, PlantedError, plant
 
 SCRIPT = Path(__file__).with_name("soak.py")
-RUNS_MAX = 4  # of 10 s: to find a planted fault
+RUNS_MAX = 6  # of 4 s: to find a planted fault
 ROWS = (
     "acknowledged items lost",
     "upstream unequal",
@@ -34,7 +34,7 @@ def soak(*arguments: str) -> tuple[int, dict[str, str], str]:
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_or_doubled() -> None:
     """Exit 0 says that it was sound and not void: each kind of fault came up at least once."""
-    code, counted, said = soak("--seconds", "10")
+    code, counted, said = soak("--seconds", "8")
     assert code == 0, said
     assert [counted[row] for row in ROWS] == ["0"] * len(ROWS)
 
@@ -52,7 +52,7 @@ def test_a_planted_fault_fails(fault: str, rows: list[str]) -> None:
     """What it does is counted, and the exit status says so; on a busy machine chance may need more than one run."""
     said = ""
     for seed in range(1, RUNS_MAX + 1):
-        code, counted, output = soak("--seconds", "10", "--seed", str(seed), "--fault", fault)
+        code, counted, output = soak("--seconds", "4", "--seed", str(seed), "--fault", fault)
         said += output
         if code == 1 and {counted[row] for row in rows} != {"0"}:
             return

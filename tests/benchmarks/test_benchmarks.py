@@ -66,8 +66,8 @@ def test_few_sessions_are_shipped() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(MISSING)
         pytest.skip(MISSING)
-    arguments = ["--sessions", "3000", "--pairs", "1", "--seconds", "1", "--no-bounds"]
+    arguments = ["--sessions", "1500", "--pairs", "1", "--seconds", "1", "--no-bounds"]
     command = [sys.executable, str(SCRIPT.with_name("shipping.py")), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "upstream: 3,000 of 3,000 sessions, 15,000 of 15,000 facts" in done.stdout
+    assert "upstream: 1,500 of 1,500 sessions, 7,500 of 7,500 facts" in done.stdout
