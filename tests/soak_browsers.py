@@ -155,7 +155,7 @@ class Browsers:
             return self._ending.is_set() and not self._queue and not self._in_flight
 
     def _run(self) -> None:
-        with httpx2.Client(base_url=self._url, headers={"User-Agent": CHROME}, timeout=30) as client:
+        with httpx2.Client(base_url=self._url, headers={"User-Agent": CHROME}, timeout=30, verify=False) as client:
             while not self._is_done() and not self._giving_up.is_set():
                 beacon = self._next()
                 if beacon is None:

@@ -123,7 +123,7 @@ def await_shipping(server: Server, name: str, wanted: int) -> dict[str, Any]:
     """Until /api/shipping says so, and that something was confirmed."""
     deadline = time.monotonic() + 20
     while True:
-        said: dict[str, Any] = httpx2.get(f"{server.url}/api/shipping").json()
+        said: dict[str, Any] = httpx2.get(f"{server.url}/api/shipping", verify=False).json()
         if said[name] == wanted and said["confirmedAt"] is not None:
             return said
         assert time.monotonic() < deadline, said
@@ -145,7 +145,7 @@ def test_requeue_beside_a_running_server(tmp_path: Path) -> None:
     upstream.restart()
     with upstream, Server(path, SHIP_INTERVAL="0.05", **to) as server:
         time.sleep(0.3)  # six intervals
-        said = httpx2.get(f"{server.url}/api/shipping").json()
+        said = httpx2.get(f"{server.url}/api/shipping", verify=False).json()
         assert (said["parkedSessions"], said["refusedTombstones"], said["attempts"]["confirmed"]) == (3, 1, 0)
         first = run(path, "list").splitlines()[1].split()[0]
         assert run(path, "requeue", first) == (

@@ -100,7 +100,7 @@ def test_it_stays_up_until_it_is_stopped(tmp_path: Path) -> None:
                 break
         assert line == AGREE + "\n"
         shop, sidecar, upstream = re.findall(r"^  (http://127\.0\.0\.1:\d+/) ", text, re.MULTILINE)
-        with httpx2.Client(trust_env=False) as client:
+        with httpx2.Client(trust_env=False, verify=False) as client:
             page = client.get(shop).text
             assert f'src="{sidecar}sidecar.js"' in page
             for dashboard in (sidecar, upstream):

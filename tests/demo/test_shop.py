@@ -71,9 +71,13 @@ def test_pictures_differ(shop: TestClient) -> None:
 def test_it_is_served_for_the_length_of_a_block() -> None:
     listener = listen(0)
     url = url_of(listener.getsockname()[1])
-    with listener, serve_shop(build_shop(SIDECAR, UPSTREAM), listener), httpx2.Client(trust_env=False) as client:
+    with (
+        listener,
+        serve_shop(build_shop(SIDECAR, UPSTREAM), listener),
+        httpx2.Client(trust_env=False, verify=False) as client,
+    ):
         assert client.get(f"{url}/shop.css").headers["content-type"] == "text/css; charset=utf-8"
-    with httpx2.Client(trust_env=False) as client, pytest.raises(httpx2.ConnectError):
+    with httpx2.Client(trust_env=False, verify=False) as client, pytest.raises(httpx2.ConnectError):
         client.get(f"{url}/shop.css")
 
 

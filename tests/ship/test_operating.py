@@ -55,7 +55,7 @@ def await_sentence(url: str, wanted: str) -> dict[str, Any]:
     """Until /healthz has a sentence that `wanted` matches; what it says of shipping."""
     deadline = time.monotonic() + 20
     while True:
-        answer = httpx2.get(f"{url}/healthz")
+        answer = httpx2.get(f"{url}/healthz", verify=False)
         assert (answer.status_code, answer.json()["status"]) == (200, "ok"), "trouble upstream is no trouble here"
         said: dict[str, Any] = answer.json()["shipping"]
         if re.fullmatch(wanted, said["sentence"]):
@@ -250,17 +250,17 @@ def test_a_blocked_destination_is_said_everywhere(filled: Path) -> None:
             said = await_sentence(server.url, sentence)
             assert set(said) == {"state", "reason", "since", "nextAttemptAt", "sentence"}
             assert (said["state"], said["reason"]) == ("blocked", "401 Unauthorized")
-            text = httpx2.get(f"{server.url}/healthz").text
+            text = httpx2.get(f"{server.url}/healthz", verify=False).text
             port = upstream.url.rpartition(":")[2].partition("/")[0]
             assert not any(hidden in text for hidden in ("127.0.0.1", port, "pass-word", "s-00", "wrong token"))
 
             bearer = {"Authorization": "Bearer t0ken"}
-            told = httpx2.get(f"{server.url}/api/shipping", headers=bearer).json()
+            told = httpx2.get(f"{server.url}/api/shipping", headers=bearer, verify=False).json()
             assert re.fullmatch(sentence, told["sentence"])
             assert told["attempts"] == {"confirmed": 0, "again": 0, "split": 0, "parked": 0, "blocked": 1}
             assert told["oldestWaitingSeconds"] >= TIMEOUT_MS // 1000
-            assert httpx2.get(f"{server.url}/metrics").status_code == 403
-            families = read_metrics(httpx2.get(f"{server.url}/metrics", headers=bearer).text)
+            assert httpx2.get(f"{server.url}/metrics", verify=False).status_code == 403
+            families = read_metrics(httpx2.get(f"{server.url}/metrics", headers=bearer, verify=False).text)
             status = status_of(DATABASE=str(filled), SITE="default", UPSTREAM_URL=url)
     assert re.fullmatch(sentence, status["shipping"])
     assert (status["shipping to"], status["sessions waiting"]) == (upstream.url, "3, 0 unfinished")
@@ -287,7 +287,9 @@ def test_without_a_destination(filled: Path) -> None:
     """Nothing is counted as an attempt, and the state is off."""
     with Server(filled, DASHBOARD_TOKEN="t0ken") as server:
         said = await_sentence(server.url, r"off: no destination was named yet \(SIDECAR_UPSTREAM_URL\)")
-        families = read_metrics(httpx2.get(f"{server.url}/metrics", headers={"Authorization": "Bearer t0ken"}).text)
+        families = read_metrics(
+            httpx2.get(f"{server.url}/metrics", headers={"Authorization": "Bearer t0ken"}, verify=False).text
+        )
     assert (said["state"], said["reason"]) == ("off", None)
     assert families["sidecar_destination_state"] == {"ready": 0, "waiting": 0, "blocked": 0, "off": 1}
     assert set(families["sidecar_ship_attempts"].values()) == {0}

@@ -223,7 +223,7 @@ def test_the_rule_over_a_real_connection(path: Path) -> None:
         ({"X-Forwarded-For": "127.0.0.1"}, 403),
         ({"Via": "1.1 proxy"}, 403),
     ]
-    with serve_dashboard(path) as port, httpx2.Client() as client:
+    with serve_dashboard(path) as port, httpx2.Client(verify=False) as client:
         url = f"http://127.0.0.1:{port}/api/overview"
         statuses = [client.get(url, headers=headers).status_code for headers, _ in tries]
     assert statuses == [status for _, status in tries]

@@ -27,6 +27,7 @@ from sidecar.ship.sinks.http import (
     judge_status,
     read_failure,
 )
+from sidecar.ship.sinks.tls import load_tls
 from sidecar.store.outbox import Batch
 
 DETAIL_MAX = 300
@@ -250,7 +251,7 @@ class ClickHouseSink:
     async def _post(self, content: bytes, parameters: dict[str, str], headers: dict[str, str]) -> _Said:
         if self._client is None:
             if self._tls is None:
-                self._tls = await anyio.to_thread.run_sync(httpx2.create_ssl_context)  # reads the system's store
+                self._tls = await load_tls(self._url)
             self._client = httpx2.AsyncClient(
                 verify=self._tls,
                 # a body is written in one go, which may take long on a slow line: the callers bound the whole

@@ -21,6 +21,7 @@ import httpx2
 
 from sidecar import __version__
 from sidecar.ship.sinks import Answer, Verdict
+from sidecar.ship.sinks.tls import load_tls
 from sidecar.signing import read_secret, sign
 from sidecar.store.outbox import Batch
 
@@ -226,7 +227,7 @@ class HttpSink:
     async def _post(self, batch: Batch, headers: dict[str, str]) -> Answer:
         if self._client is None:
             if self._tls is None:
-                self._tls = await anyio.to_thread.run_sync(httpx2.create_ssl_context)  # reads the system's store
+                self._tls = await load_tls(self._url)
             self._client = httpx2.AsyncClient(
                 verify=self._tls,
                 # a body is written in one go, which may take long on a slow line: `send` bounds the whole
