@@ -16,7 +16,8 @@ import httpx2
 
 from tests.proxy import PASS, Fault, Passed, Proxy, http_answer
 
-FATES = ("error", *["lost"] * 3, *["passed"] * 16)  # 5 % and 15 %, drawn from a shuffled deck: also in a short run
+# Of 20 requests 1 error (in a short run 4, so that each kind comes up) and 3 lost answers, from a shuffled deck.
+FATES = (*["lost"] * 3, *["passed"] * 16)
 SLOW = 0.3
 PAST_MAX = 300  # batches kept for replays
 KINDS = ("damaged", "damaged", "422", "413", "reset", "503", "cut", "500")
@@ -31,7 +32,7 @@ def lines_of(body: bytes) -> list[bytes]:
 class Weather:
     """Decides what happens to each request, and writes down what both ends said. `stop` ends the faults."""
 
-    def __init__(self, port: int, dice: random.Random) -> None:
+    def __init__(self, port: int, dice: random.Random, errors: int) -> None:
         self.proxy = Proxy(port)
         self.proxy.rule = self._rule
         self.counts: Counter[str] = Counter()
@@ -40,6 +41,7 @@ class Weather:
         self._dice = dice
         self._lock = threading.Lock()
         self._quiet = False
+        self._all_fates = (*FATES, *["error"] * errors)
         self._fates: list[str] = []
         self._deck: list[str] = []
         self._sent: dict[str, bytes] = {}  # batch id -> digest of its bytes, as it was sent first
@@ -98,7 +100,7 @@ class Weather:
             pause_s = dice.uniform(0.05, 0.5)
             passed = passed._replace(delay_s=dice.uniform(0, 0.3), after=lambda: time.sleep(pause_s))
         if not self._fates:
-            self._fates = dice.sample(FATES, len(FATES))
+            self._fates = dice.sample(self._all_fates, len(self._all_fates))
         fate = self._fates.pop()
         if fate == "error":
             return self._fail(passed, request.key, lines)

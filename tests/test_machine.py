@@ -4,7 +4,7 @@ Beacons are sent, repeated, held back, reordered, split, joined and sent at once
 back and forth in time; documents come in, visitors are erased. After each step every answer and the whole export are
 what `tests/machine.py` says, and `verify` is clean.
 
-300 programs of up to 10 steps by default. The long run, with up to 20 steps: `MACHINE_EXAMPLES=10000 pytest -n 0
+300 programs of up to 8 steps by default. The long run, with up to 20 steps: `MACHINE_EXAMPLES=10000 pytest -n 0
 tests/test_machine.py`, or several processes with a share and a seed each: `MACHINE_EXAMPLES=5000 pytest -n 0 -s
 tests/test_machine.py --hypothesis-seed=1`.
 """
@@ -55,7 +55,7 @@ from tests.machine import (
 )
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "300"))
-STEPS = 20 if EXAMPLES > 300 else 10
+STEPS = 20 if EXAMPLES > 300 else 8
 BODY_MAX = 60_000  # bytes; a beacon is at most 64 KiB
 HOUR = 3_600_000
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system without a disk, where there is one

@@ -28,7 +28,8 @@ def test_five_vitals_of_a_page_and_one_flush_when_it_is_left(site: Site, page: P
     page.goto("/vitals")
     page.click("#slow")
     page.wait_for_timeout(1600)
-    until(lambda: len(site.beacons) == 2)  # the first flush, two seconds in; the next is a quarter minute away
+    until(lambda: site.beacons)  # the first flush, two seconds in; the next is a quarter minute away
+    page.wait_for_timeout(500)  # its other beacon, where a vital was there by then
     before = len(site.beacons)
     page.goto("about:blank")
     until(lambda: set(named(site)) == {"LCP", "INP", "CLS", "FCP", "TTFB"})
