@@ -545,9 +545,7 @@ def forget(visitor_id: str, site: str | None, **given: Any) -> None:
     settings = load_settings(**given)
     if not 1 <= len(visitor_id) <= ID_MAX:
         raise click.BadParameter(f"must be 1 to {ID_MAX} characters", param_hint="VISITOR_ID")
-    if not settings.database.exists():
-        raise SidecarError(f"{settings.database}: no such database; `sidecar serve` makes one")
-    with closing(open_database(settings.database)) as conn:
+    with closing(_open_existing(settings.database)) as conn:
         with immediate(conn):
             erased = erase_visitor(conn, site or settings.site, visitor_id, now_ms())
         click.echo(f"erased {erased.sessions} sessions, {erased.web_vitals} web vitals, {erased.events} events")

@@ -223,6 +223,7 @@ class Serving:
             except httpx2.TransportError:
                 time.sleep(0.03)
             if self._fork.code is not None or time.monotonic() > deadline:
+                self.kill()
                 raise AssertionError(f"the sidecar did not start: {self._fork.log()[-2000:]}")
 
     def get(self, path: str) -> httpx2.Response:
@@ -241,7 +242,7 @@ class Serving:
     def stop(self) -> None:
         """SIGTERM, and wait for the end."""
         self.fork.signal(signal.SIGTERM)
-        self.fork.wait()
+        self.fork.wait_code()
 
 
 # --- the process that forks ------------------------------------------------------------------------------------------
@@ -300,10 +301,12 @@ def _become(said: dict[str, Any]) -> None:
 
 
 def _fork_on_demand() -> None:
+    import uvicorn.protocols.http.httptools_impl  # noqa: F401 - what each child would import
+    import uvloop  # noqa: F401 - as above
 
     import sidecar.__main__
     import sidecar.app
-    import sidecar.ship.sinks.http  # noqa: F401 - what each child would import
+    import sidecar.ship.sinks.http  # noqa: F401 - as above
     from sidecar.ingest.client import read_user_agent
 
     read_user_agent(CHROME)  # the patterns it takes are made but once

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import httpx2
 
 from tests.forks import CHROME as CHROME
-from tests.forks import START_MAX_S, Fork, shared_forks
+from tests.forks import Serving, shared_forks
 from tests.forks import clean_environment as clean_environment
 from tests.forks import free_port as free_port
 
@@ -36,51 +34,26 @@ def sidecar(*arguments: str, stdin: bytes | None = None, **settings: str) -> Don
         return Done(fork.wait_code(), fork.out.read_bytes(), fork.err.read_bytes())
 
 
-class Server:
-    """`sidecar serve` on a free port. Settings are given without their prefix."""
+class Server(Serving):
+    """`sidecar serve`, started at once, with one log; its end is in order. Settings are given without their prefix."""
 
     def __init__(self, database: Path, **settings: str) -> None:
-        self.database = database
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(shared_forks(), database, **settings)
         self.log = database.with_suffix(".log")
-        self._settings = {"DATABASE": str(database), "PORT": str(self.port), **settings}
-        self.process = self._start()
-
-    def _start(self) -> Fork:
-        process = shared_forks().start("serve", settings=self._settings, log=self.log)
-        deadline = time.monotonic() + START_MAX_S
-        while True:
-            try:
-                if httpx2.get(f"{self.url}/healthz", verify=False).status_code == 200:
-                    return process
-            except httpx2.TransportError:
-                time.sleep(0.05)
-            if process.code is not None or time.monotonic() > deadline:
-                process.kill()
-                raise AssertionError(f"the sidecar did not start: {self.log.read_text()[-2000:]}")
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        self.process.kill()
+        self.restart()
 
     def set(self, **settings: str) -> None:
         """Other settings, from the next start on."""
-        self._settings |= settings
+        self.settings |= settings
 
     def restart(self) -> None:
         """Start again on the same file and port."""
-        self.process = self._start()
-
-    def stop(self) -> None:
-        """SIGTERM, and wait for the end."""
-        self.process.signal(signal.SIGTERM)
-        self.process.wait_code()
+        self.start(log=self.log)
 
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def client(self) -> httpx2.Client:

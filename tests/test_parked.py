@@ -138,7 +138,7 @@ def test_requeue_beside_a_running_server(tmp_path: Path) -> None:
     upstream = Server(tmp_path / "upstream.db", RECEIVE_TOKEN=closed)
     to: dict[str, Any] = {"SITE": "default", "UPSTREAM_URL": f"{upstream.url}/api/sessions", "UPSTREAM_TOKEN": "t"}
     done = sidecar("ship", DATABASE=str(path), **to)
-    assert b"4 parked" in done.stdout
+    assert (done.returncode, b"4 parked" in done.stdout) == (0, True), done.stdout
     assert b"the destination refused for good" in done.stderr
     upstream.stop()
     upstream.set(RECEIVE_TOKEN="t")

@@ -191,7 +191,7 @@ def _put_once(store: S3Store, key: str, body: bytes) -> Answer:
             return _recognise(store, key, body)
         except FileNotFoundError:  # AWS answers 409 to one of two puts at a time, and may keep neither
             return Answer(Verdict.AGAIN, "409 Conflict")
-    except NotImplementedError:  # AWS_CONDITIONAL_PUT=disabled
+    except NotImplementedError:  # what obstore raises where AWS_CONDITIONAL_PUT=disabled
         return _look_then_put(store, key, body)
     except BaseError as error:
         if "status code: 501" not in str(error):
