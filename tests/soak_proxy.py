@@ -21,7 +21,7 @@ FATES = (*["lost"] * 3, *["passed"] * 16)
 SLOW = 0.3
 PAST_MAX = 300  # batches kept for replays
 KINDS = ("damaged", "damaged", "422", "413", "reset", "503", "cut", "500")
-LARGE = 4  # lines of a batch that may be too large
+SPLIT = {"422": 2, "413": 4}  # the least lines of a batch that gets such an answer
 
 
 def lines_of(body: bytes) -> list[bytes]:
@@ -44,6 +44,7 @@ class Weather:
         self._all_fates = (*FATES, *["error"] * errors)
         self._fates: list[str] = []
         self._deck: list[str] = []
+        self._splits: list[str] = []  # errors that wait for a batch of enough lines
         self._sent: dict[str, bytes] = {}  # batch id -> digest of its bytes, as it was sent first
         self._answered: dict[str, dict[str, Any]] = {}  # batch id -> what the receiver answered
         self._committed: set[bytes] = set()  # digests of lines that the receiver has taken
@@ -99,6 +100,8 @@ class Weather:
         if dice.random() < SLOW:
             pause_s = dice.uniform(0.05, 0.5)
             passed = passed._replace(delay_s=dice.uniform(0, 0.3), after=lambda: time.sleep(pause_s))
+        if self._splits and len(lines) >= SPLIT[self._splits[0]]:
+            return self._refuse(self._splits.pop(0), lines)
         if not self._fates:
             self._fates = dice.sample(self._all_fates, len(self._all_fates))
         fate = self._fates.pop()
@@ -120,15 +123,13 @@ class Weather:
         if not self._deck:
             self._deck = list(KINDS) if not self.errors else self._dice.sample(KINDS, len(KINDS))
         kind = self._deck.pop(0)
-        if (kind == "422" and len(lines) < 2) or (kind == "413" and len(lines) < LARGE):
-            self._deck.append(kind)  # a batch of one line would be parked, as it should: nobody would see it again
+        if len(lines) < SPLIT.get(kind, 0):
+            self._splits.append(kind)  # a batch of one line would be parked, as it should: nobody would see it again
             kind = "503"
+        if kind in SPLIT:
+            return self._refuse(kind, lines)
         self.errors[kind] += 1
         match kind:
-            case "422" | "413":
-                middle = len(lines) // 2
-                self._halves |= {_digest_of(lines[:middle]), _digest_of(lines[middle:])}
-                return Fault(answer=http_answer(int(kind), b'{"error":"of the proxy"}'))
             case "503":
                 return Fault(answer=http_answer(503, b"", "Retry-After: 1\r\n"))
             case "500":
@@ -141,6 +142,13 @@ class Weather:
                 return Fault(body_cut=self._dice.randrange(1, 200))
             case _:
                 return Fault(reset=True)
+
+    def _refuse(self, kind: str, lines: list[bytes]) -> Fault:
+        """A status that makes the sender halve its batch."""
+        self.errors[kind] += 1
+        middle = len(lines) // 2
+        self._halves |= {_digest_of(lines[:middle]), _digest_of(lines[middle:])}
+        return Fault(answer=http_answer(int(kind), b'{"error":"of the proxy"}'))
 
     # --- on the way back ---
 
