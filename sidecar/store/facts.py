@@ -127,49 +127,35 @@ def _run(conn: Connection, sql: str, table: Sequence[Sequence[Any]]) -> None:
         conn.execute(text, parameters)
 
 
-def _find(conn: Connection, sql: str, wanted: Sequence[Sequence[Any]]) -> tuple[list[list[Any]], int]:
-    """What is there of the wanted rows, as [place in `wanted`, key...], and the greatest key of all.
-
-    One row of JSON, not a row each: every row that sqlite3 fetches gives up the GIL, and under load it takes long to
-    get it back (b/a of the benchmark 0.29 -> 0.40).
-    """
-    found: list[list[Any]] = []
-    greatest = 0
-    for text, parameters in _parts(sql, [(place, *row) for place, row in enumerate(wanted)]):
-        said, greatest = conn.execute(text, parameters).fetchone()
-        found += loads(said)
-    return found, greatest
-
-
-_FIND_FUNNELS = """
-SELECT json_group_array(json_array(column1, funnel_key)), (SELECT coalesce(max(funnel_key), 0) FROM funnels)
-FROM {values} AS wanted CROSS JOIN funnels ON site = column2 AND funnel_id = column3"""
 _ADD_FUNNELS = """
 INSERT INTO funnels (funnel_key, site, funnel_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
-_FIND_NAMES = """
-SELECT json_group_array(json_array(column1, visitor_key)), (SELECT coalesce(max(visitor_key), 0) FROM anonymous_ids)
-FROM {values} AS wanted CROSS JOIN anonymous_ids ON site = column2 AND anonymous_id = column3"""
 _ADD_NAMES = """
 INSERT INTO anonymous_ids (visitor_key, site, anonymous_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
-_FIND_PAGES = """
-SELECT json_group_array(json_array(column1, page_key)), (SELECT coalesce(max(page_key), 0) FROM pages)
-FROM {values} AS wanted CROSS JOIN pages ON digest = column2"""
 _ADD_PAGES = "INSERT INTO pages SELECT * FROM {values} WHERE column1 IS NOT NULL"
-_FIND_CAMPAIGNS = """
-SELECT json_group_array(json_array(column1, campaign_key)), (SELECT coalesce(max(campaign_key), 0) FROM campaigns)
-FROM {values} AS wanted CROSS JOIN campaigns ON digest = column2"""
 _ADD_CAMPAIGNS = "INSERT INTO campaigns SELECT * FROM {values} WHERE column1 IS NOT NULL"
-_FIND_CLIENTS = """
-SELECT json_group_array(json_array(column1, client_key)), (SELECT coalesce(max(client_key), 0) FROM clients)
-FROM {values} AS wanted CROSS JOIN clients ON digest = column2"""
 _ADD_CLIENTS = "INSERT INTO clients SELECT * FROM {values} WHERE column1 IS NOT NULL"
-_FIND_SESSIONS = """
-SELECT json_group_array(json_array(column1, session_key, visitor_key, started_at, vitals_count + events_count,
-        EXISTS (SELECT 1 FROM events WHERE session_key = sessions.session_key AND content_bytes > 65536))),
-    (SELECT coalesce(max(session_key), 0) FROM sessions)
-FROM {values} AS wanted CROSS JOIN sessions ON funnel_key = column2 AND session_id = column3"""
 _ADD_SESSIONS = """
 INSERT INTO sessions (session_key, funnel_key, session_id) SELECT * FROM {values} WHERE column1 IS NOT NULL"""
+# A row a fact: place, site, funnel, session, visitor, digests of page, client and campaign. One statement and one row
+# of JSON, since each statement and each row that sqlite3 steps to gives up the GIL, and under load it takes long to get
+# it back (one row, not a row each: b/a of the benchmark 0.29 -> 0.40).
+_FIND = """
+SELECT json_group_array(json_array(column1, f.funnel_key, s.session_key, s.visitor_key, s.started_at,
+        s.vitals_count + s.events_count, EXISTS (SELECT 1 FROM events AS e
+            WHERE e.session_key = s.session_key AND e.content_bytes > 65536),
+        n.visitor_key, p.page_key, c.client_key, u.campaign_key)),
+    (SELECT coalesce(max(funnel_key), 0) FROM funnels), (SELECT coalesce(max(session_key), 0) FROM sessions),
+    (SELECT coalesce(max(visitor_key), 0) FROM anonymous_ids), (SELECT coalesce(max(page_key), 0) FROM pages),
+    (SELECT coalesce(max(client_key), 0) FROM clients), (SELECT coalesce(max(campaign_key), 0) FROM campaigns),
+    (SELECT EXISTS (SELECT 1 FROM tombstones))
+FROM {values} AS wanted
+LEFT JOIN funnels AS f ON f.site = column2 AND f.funnel_id = column3
+LEFT JOIN sessions AS s ON s.funnel_key = f.funnel_key AND s.session_id = column4
+LEFT JOIN anonymous_ids AS n ON n.site = column2 AND n.anonymous_id = column5
+LEFT JOIN pages AS p ON p.digest = column6
+LEFT JOIN clients AS c ON c.digest = column7
+LEFT JOIN campaigns AS u ON u.digest = column8
+WHERE column1 IS NOT NULL"""
 
 _CLIENT_COLUMNS = """c.client_key, c.device_type, c.browser_name, c.browser_version, c.os_name, c.os_version,
 c.screen_width, c.screen_height, c.bot, c.country_code, c.country_name, c.region, c.city, c.ip_address"""
@@ -347,52 +333,93 @@ class Stored(NamedTuple):
         return [session for session in self.sessions.values() if session.vitals_changed or session.events_changed]
 
 
-def _find_or_add(conn: Connection, find: str, add: str, wanted: Iterable[tuple[str, str]]) -> dict[Any, int]:
-    """Keys of funnels or names by their two texts; missing ones are added."""
-    texts = list(dict.fromkeys(wanted))
-    if not texts:
-        return {}
-    found, greatest = _find(conn, find, texts)
-    keys: dict[Any, int] = {texts[place]: key for place, key in found}
-    missing = [(key, *row) for key, row in enumerate((row for row in texts if row not in keys), greatest + 1)]
-    _run(conn, add, missing)
-    return keys | {(site, text): key for key, site, text in missing}
+class Known:
+    """Keys of what facts name, as far as it is there; the greatest key of each kind; whether anything was erased."""
+
+    __slots__ = ("any_erased", "campaigns", "clients", "funnels", "greatest", "names", "pages", "sessions")
+
+    def __init__(self) -> None:
+        self.funnels: dict[tuple[str, ...], int] = {}
+        self.sessions: dict[_Owner, list[Any]] = {}  # the arguments of a `_Session`
+        self.names: dict[tuple[str, ...], int] = {}
+        self.pages: dict[Page | None, int | None] = {None: None}
+        self.clients: dict[Client | None, int | None] = {None: None}
+        self.campaigns: dict[Campaign | None, int | None] = {None: None}
+        self.greatest: list[int] = []  # in that order
+        self.any_erased = False
+
+
+def look_up(conn: Connection, facts: Sequence[Fact]) -> Known:
+    """The keys of all that the facts name."""
+    known = Known()
+    table = [
+        (
+            *(place, *fact[:3], fact.anonymous_id),
+            *(None if row is None else digest(row) for row in (fact.page, fact.client)),
+            digest(fact.campaign) if isinstance(fact, EventFact) and fact.campaign is not None else None,
+        )
+        for place, fact in enumerate(facts)
+    ]
+    for sql, parameters in _parts(_FIND, table):
+        found, *known.greatest, any_erased = conn.execute(sql, parameters).fetchone()
+        known.any_erased = bool(any_erased)
+        for place, funnel, *session, name, page, client, campaign in loads(found):
+            fact = facts[place]
+            if funnel is not None:
+                known.funnels[fact[:2]] = funnel
+            if session[0] is not None:
+                known.sessions[fact[:3]] = session
+            if name is not None:
+                known.names[fact.site, fact.anonymous_id] = name
+            if page is not None:
+                known.pages[fact.page] = page
+            if client is not None:
+                known.clients[fact.client] = client
+            if campaign is not None:
+                known.campaigns[fact.campaign] = campaign
+    return known
 
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
+def _add_texts(
+    conn: Connection, sql: str, keys: dict[tuple[str, ...], int], said: Iterable[Any], greatest: int
+) -> None:
+    """Add the funnels or names that have no key yet, and give them one."""
+    missing = [row for row in dict.fromkeys(said) if row not in keys]
+    keys |= {row: key for key, row in enumerate(missing, greatest + 1)}
+    _run(conn, sql, [(keys[row], *row) for row in missing])
+
+
 def _intern(
-    conn: Connection, find: str, add: str, said: Iterable[_Row | None], bits: Callable[[Any], int] | None, width: int
-) -> dict[_Row | None, int | None]:
-    """Keys of pages, clients or campaigns, found by digest; the low `width` bits of a new key are `bits(row)`."""
-    rows: list[_Row] = [one for one in dict.fromkeys(said) if one is not None]
-    keys: dict[_Row | None, int | None] = {None: None}
-    if not rows:
-        return keys
-    found, greatest = _find(conn, find, [(digest(one),) for one in rows])
-    keys |= {rows[place]: key for place, key in found}
+    conn: Connection,
+    sql: str,
+    keys: dict[_Row | None, int | None],
+    said: Iterable[_Row | None],
+    greatest: int,
+    bits: Callable[[Any], int] | None,
+    width: int,
+) -> None:
+    """Add the pages, clients or campaigns that have no key yet; the low `width` bits of a new key are `bits(row)`."""
     missing: list[tuple[Any, ...]] = []
-    for row in rows:
-        if row not in keys:
-            keys[row] = ((greatest >> width) + 1 + len(missing) << width) + (bits(row) if bits else 0)
-            missing.append((keys[row], digest(row), *row))
-    _run(conn, add, missing)
-    return keys
+    for row in said:
+        if row is not None and row not in keys:
+            key = ((greatest >> width) + 1 + len(missing) << width) + (bits(row) if bits else 0)
+            keys[row] = key
+            missing.append((key, digest(row), *row))
+    _run(conn, sql, missing)
 
 
-def _find_sessions(conn: Connection, owned: Sequence[_Owner]) -> dict[_Owner, _Session]:
-    owners = list(dict.fromkeys(owned))
-    funnels = _find_or_add(conn, _FIND_FUNNELS, _ADD_FUNNELS, (owner[:2] for owner in owners))
-    wanted = [(funnels[owner[:2]], owner[2]) for owner in owners]
-    found, greatest = _find(conn, _FIND_SESSIONS, wanted)
-    sessions = {owners[place]: _Session(owners[place], *said) for place, *said in found}
-    missing: list[tuple[Any, ...]] = []
-    for owner, texts in zip(owners, wanted, strict=True):
-        if owner not in sessions:
-            missing.append((greatest + 1 + len(missing), *texts))
-            sessions[owner] = _Session(owner, missing[-1][0])
-    _run(conn, _ADD_SESSIONS, missing)
+def _open_sessions(conn: Connection, owned: Iterable[_Owner], known: Known) -> dict[_Owner, _Session]:
+    owners = dict.fromkeys(owned)
+    sessions = {owner: _Session(owner, *said) for owner, said in known.sessions.items()}
+    missing = [owner for owner in owners if owner not in sessions]
+    if missing:
+        _add_texts(conn, _ADD_FUNNELS, known.funnels, (owner[:2] for owner in missing), known.greatest[0])
+        added = [(key, known.funnels[owner[:2]], owner[2]) for key, owner in enumerate(missing, known.greatest[1] + 1)]
+        sessions |= {owner: _Session(owner, key) for owner, (key, _, _) in zip(missing, added, strict=True)}
+        _run(conn, _ADD_SESSIONS, added)
     return sessions
 
 
@@ -425,10 +452,17 @@ def _has_room(conn: Connection, session: _Session, size: int, *, is_bounded: boo
     return session.bytes_held + session.bytes_added + size <= SESSION_BYTES_MAX
 
 
-def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bool = True) -> Stored:
-    """Judge facts in order, also against each other, and write the winners. Derives nothing yet."""
+def store_facts(
+    conn: Connection, facts: Sequence[Fact], known: Known | None = None, *, dated_by_arrival: bool = True
+) -> Stored:
+    """Judge facts in order, also against each other, and write the winners. Derives nothing yet.
+
+    `known`: what `look_up` said of these facts in the same transaction; None looks it up.
+    """
+    if known is None:
+        known = look_up(conn, facts)
     owners: list[Any] = [fact[:3] for fact in facts]
-    by_owner = _find_sessions(conn, owners)
+    by_owner = _open_sessions(conn, owners, known)
     sessions = [by_owner[owner] for owner in owners]
     identities: list[_Identity] = [
         (session.key, fact.metric, fact.id) if isinstance(fact, VitalFact) else (session.key, fact.id)
@@ -457,25 +491,26 @@ def store_facts(conn: Connection, facts: Sequence[Fact], *, dated_by_arrival: bo
             winners[identity] = (fact, size, session)
         outcomes.append((outcome, None))
     if winners:
-        _write(conn, winners)
+        _write(conn, winners, known)
     return Stored(outcomes, by_owner, replaced)
 
 
 _Winner = tuple[Fact, int, _Session]  # with the size of its canonical content
 
 
-def _write(conn: Connection, winners: dict[_Identity, _Winner]) -> None:
+def _write(conn: Connection, winners: dict[_Identity, _Winner], known: Known) -> None:
     facts = [winner[0] for winner in winners.values()]
-    pages = _intern(conn, _FIND_PAGES, _ADD_PAGES, [fact.page for fact in facts], page_bits, 1)
-    clients = _intern(conn, _FIND_CLIENTS, _ADD_CLIENTS, [fact.client for fact in facts], client_bits, 3)
+    names, pages, clients, campaigns = known.names, known.pages, known.clients, known.campaigns
+    _intern(conn, _ADD_PAGES, pages, [fact.page for fact in facts], known.greatest[3], page_bits, 1)
+    _intern(conn, _ADD_CLIENTS, clients, [fact.client for fact in facts], known.greatest[4], client_bits, 3)
     named = [fact.campaign for fact in facts if isinstance(fact, EventFact)]
-    campaigns = _intern(conn, _FIND_CAMPAIGNS, _ADD_CAMPAIGNS, named, None, 0)
+    _intern(conn, _ADD_CAMPAIGNS, campaigns, named, known.greatest[5], None, 0)
     wanted = [(fact.site, fact.anonymous_id) for fact in facts if fact.anonymous_id is not None]
-    names = _find_or_add(conn, _FIND_NAMES, _ADD_NAMES, wanted)
+    _add_texts(conn, _ADD_NAMES, names, wanted, known.greatest[2])
     vitals: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
     for identity, (f, size, session) in winners.items():
-        name = names.get((f.site, f.anonymous_id))
+        name = None if f.anonymous_id is None else names[f.site, f.anonymous_id]
         session.take(f, name)
         rest = (name, clients[f.client], f.timestamp, f.clock_skewed, size)
         if isinstance(f, VitalFact):
@@ -505,10 +540,11 @@ def derive(conn: Connection, sessions: Sequence[_Session], now: int | None) -> N
 def record(conn: Connection, recordings: Sequence[Recording]) -> list[Recorded]:
     """Store the beacons of a group and derive what they touch. For the writer: one result a recording."""
     everything = [fact for facts, _, _ in recordings for _, fact in facts]
-    erased = find_erased(conn, everything)
+    known = look_up(conn, everything)
+    erased = find_erased(conn, everything) if known.any_erased else None
     if erased:
         return _record_others(conn, recordings, erased)
-    stored = store_facts(conn, everything)
+    stored = store_facts(conn, everything, known)
     changed = stored.changed
     if changed:
         derive(conn, changed, max(recording.now for recording in recordings))
