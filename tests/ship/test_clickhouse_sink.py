@@ -50,7 +50,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClickHouse
     try:
         yield server
     finally:
-        server.stop()
+        server.kill()  # in order it takes a second
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def debian(tmp_path: Path) -> AsyncIterator[ClickHouse]:
         await ClickHouseSink(server.url).prepare()
         yield server
     finally:
-        server.stop()
+        server.kill()  # in order it takes a second
 
 
 def prepare(url: str, *, only_print: bool = False) -> str:
