@@ -1,4 +1,4 @@
-"""What a turn of the event loop has to say goes out in one burst at its end, each answer in one write.
+"""What the event loop has to say in one turn goes out in one burst in the next, each answer in one write.
 
 uvicorn writes the head of an answer and its body one after the other, and uvloop sends each at once: two system calls
 and two packets. And where a group of answers goes out one by one between other work, whoever reads them falls asleep
@@ -8,11 +8,12 @@ between two of them; to wake it is the larger part of a write. Together a tenth 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-HELD_MAX = 64 * 1024  # bytes that a connection keeps for the end of the turn
+HELD_MAX = 64 * 1024  # bytes that a connection keeps for the next turn
 
 
 class _Burst:
@@ -23,7 +24,7 @@ class _Burst:
         self._waiting: list[_Transport] = []
 
     def add(self, transport: _Transport) -> None:
-        """Flush it at the end of this turn."""
+        """Flush it in the next turn."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting.append(transport)
@@ -31,11 +32,15 @@ class _Burst:
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for transport in waiting:
-            transport.flush()
+            try:
+                transport.flush()
+            except Exception as error:  # one connection's trouble is not the others'
+                transport.abort()
+                self._loop.call_exception_handler({"message": "an answer could not be sent", "exception": error})
 
 
 class _Transport:
-    """A transport that keeps what is written until the end of the turn, or until it is HELD_MAX bytes."""
+    """A transport that keeps what is written until the loop's next turn, or until it is HELD_MAX bytes."""
 
     __slots__ = ("_burst", "_held", "_size", "_transport")
 
@@ -57,6 +62,15 @@ class _Transport:
         if self._size >= HELD_MAX:
             self.flush()
 
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        """As of a transport."""
+        self.write(b"".join(parts))
+
+    def write_eof(self) -> None:
+        """As of a transport: after what was written."""
+        self.flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         """As of a transport: what was written is sent."""
         self.flush()
@@ -69,12 +83,9 @@ class _Transport:
 
     def flush(self) -> None:
         """Send what is held; nothing where the connection has gone."""
-        if self._held:
-            data = b"".join(self._held)
-            self._held.clear()
-            self._size = 0
-            if not self._transport.is_closing():
-                self._transport.write(data)
+        held, self._held, self._size = self._held, [], 0
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
 
 
 def make_protocol() -> type[asyncio.Protocol]:
@@ -86,5 +97,9 @@ def make_protocol() -> type[asyncio.Protocol]:
             if not bursts:
                 bursts.append(_Burst(self.loop))
             super().connection_made(_Transport(transport, bursts[0]))
+
+        def eof_received(self) -> None:
+            self.transport.flush()  # the loop closes the connection now: before, the answer was on its way already
+            super().eof_received()
 
     return Protocol

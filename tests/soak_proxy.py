@@ -16,7 +16,8 @@ import httpx2
 
 from tests.proxy import PASS, Fault, Passed, Proxy, http_answer
 
-# Of 20 requests 1 error (in a short run 4, so that each kind comes up) and 3 lost answers, from a shuffled deck.
+# Of 20 requests 1 error (in a short run 4, so that each kind comes up) and 3 lost answers, from a shuffled deck;
+# a split that had to wait for a batch of enough lines is one more.
 FATES = (*["lost"] * 3, *["passed"] * 16)
 SLOW = 0.3
 PAST_MAX = 300  # batches kept for replays
@@ -100,8 +101,10 @@ class Weather:
         if dice.random() < SLOW:
             pause_s = dice.uniform(0.05, 0.5)
             passed = passed._replace(delay_s=dice.uniform(0, 0.3), after=lambda: time.sleep(pause_s))
-        if self._splits and len(lines) >= SPLIT[self._splits[0]]:
-            return self._refuse(self._splits.pop(0), lines)
+        split = next((kind for kind in self._splits if len(lines) >= SPLIT[kind]), None)
+        if split is not None:
+            self._splits.remove(split)
+            return self._refuse(split, lines)
         if not self._fates:
             self._fates = dice.sample(self._all_fates, len(self._all_fates))
         fate = self._fates.pop()

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from sidecar import burst
 
 BODY = b"It is what it is."
 CHUNK = b"x" * 10_000
-CHUNKS = 500
+CHUNKS = [b"%06d" % number * 2000 for number in range(500)]  # 6 MB: more than sockets take ahead
 
 
 async def _hello(_: Request) -> Response:
@@ -33,8 +34,8 @@ async def _echo(request: Request) -> Response:
 
 async def _chunks(_: Request) -> Response:
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(CHUNKS):
-            yield CHUNK
+        for chunk in CHUNKS:
+            yield chunk
 
     return StreamingResponse(chunks())
 
@@ -99,8 +100,9 @@ def test_requests_sent_ahead_are_answered_in_order(port: int) -> None:
 def test_an_answer_without_a_body(port: int) -> None:
     """HEAD writes a head and nothing after it."""
     with closing(_connect(port)) as conn:
-        conn.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert conn.recv(65536).endswith(b"\r\n\r\n")
+        conn.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, end, rest = _read_all(conn).partition(b"\r\n\r\n")
+    assert (head[:15], bool(end), rest) == (b"HTTP/1.1 200 OK", True, b"")
 
 
 def test_go_on_comes_before_the_body(port: int) -> None:
@@ -114,50 +116,94 @@ def test_go_on_comes_before_the_body(port: int) -> None:
 
 def test_a_long_answer_is_whole(port: int) -> None:
     """Chunks that come without a pause, to a reader that is slower."""
-    with closing(_connect(port)) as conn:
-        conn.sendall(b"GET /chunks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as conn:
+        conn.request("GET", "/chunks")
         threading.Event().wait(0.2)
-        assert _read_all(conn).count(b"x") == CHUNKS * len(CHUNK)
+        assert conn.getresponse().read() == b"".join(CHUNKS)
 
 
-def test_readers_that_leave_disturb_nobody(port: int) -> None:
-    """They ask and go, some with a reset; the next is answered."""
-    for number in range(30):
-        conn = _connect(port)
-        if number % 2:
-            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        conn.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        conn.close()
-    with closing(_connect(port)) as conn:
-        conn.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert conn.recv(65536).endswith(BODY)
+def test_a_client_that_says_no_more_is_answered(port: int) -> None:
+    """A request and the end of what the client sends, in one: `nc -N`, some checks of health."""
+    for _ in range(20):
+        with closing(_connect(port)) as conn:
+            conn.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            conn.shutdown(socket.SHUT_WR)
+            assert _read_all(conn).endswith(BODY)
 
 
-class _Sent:
-    """A transport that notes what is sent."""
+class _Noted:
+    """A transport that notes what is done with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
         self.sent: list[bytes] = []
+        self.done: list[str] = []
+        self._fails = fails
 
     def write(self, data: bytes) -> None:
+        if self._fails:
+            raise OSError("broken")
         self.sent.append(data)
+        self.done.append("write")
 
     def is_closing(self) -> bool:
-        return False
+        return bool({"close", "abort"} & set(self.done))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.done.append(name)
+
+
+def _transports(*noted: Any) -> list[Any]:
+    shared = burst._Burst(asyncio.get_running_loop())
+    return [burst._Transport(one, shared) for one in noted]
 
 
 def test_what_is_held_has_a_bound() -> None:
     """A coroutine that writes without ever giving way does not fill the memory."""
 
     async def write() -> tuple[list[bytes], list[bytes]]:
-        sent: Any = _Sent()
-        transport = burst._Transport(sent, burst._Burst(asyncio.get_running_loop()))
+        noted = _Noted()
+        (transport,) = _transports(noted)
         for _ in range(20):
             transport.write(CHUNK)
-        meanwhile = list(sent.sent)
+        meanwhile = list(noted.sent)
         await asyncio.sleep(0)
-        return meanwhile, sent.sent
+        return meanwhile, noted.sent
 
     meanwhile, sent = asyncio.run(write())
     assert [len(data) for data in meanwhile] == [70_000, 70_000]
     assert [len(data) for data in sent] == [70_000, 70_000, 60_000]
+
+
+def test_one_that_fails_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be written to is given up and said; those beside it get their answers, then and later."""
+
+    async def write() -> tuple[_Noted, _Noted]:
+        broken, sound = _Noted(fails=True), _Noted()
+        transports = _transports(broken, sound)
+        for data in (b"one", b"two"):
+            for transport in transports:
+                transport.write(data)
+            await asyncio.sleep(0)
+        return broken, sound
+
+    broken, sound = asyncio.run(write())
+    assert broken.done == ["abort"]
+    assert sound.sent == [b"one", b"two"]
+    assert "an answer could not be sent" in caplog.text
+
+
+def test_what_is_held_goes_before_the_end() -> None:
+    """Closing, half closing and parts written together keep the order; what was sent is not sent again."""
+
+    async def write(end: str) -> _Noted:
+        noted = _Noted()
+        (transport,) = _transports(noted)
+        transport.write(b"one ")
+        transport.writelines([b"two ", b"three"])
+        getattr(transport, end)()
+        await asyncio.sleep(0)
+        return noted
+
+    for end in ("close", "write_eof"):
+        noted = asyncio.run(write(end))
+        assert (noted.sent, noted.done) == ([b"one two three"], ["write", end])

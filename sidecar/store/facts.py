@@ -141,7 +141,7 @@ INSERT INTO sessions (session_key, funnel_key, session_id) SELECT * FROM {values
 # it back (one row, not a row each: b/a of the benchmark 0.29 -> 0.40).
 _FIND = """
 SELECT json_group_array(json_array(column1, f.funnel_key, s.session_key, s.visitor_key, s.started_at,
-        s.vitals_count + s.events_count, EXISTS (SELECT 1 FROM events AS e
+        s.vitals_count + s.events_count, EXISTS (SELECT 1 FROM events AS e INDEXED BY events_large
             WHERE e.session_key = s.session_key AND e.content_bytes > 65536),
         n.visitor_key, p.page_key, c.client_key, u.campaign_key)),
     (SELECT coalesce(max(funnel_key), 0) FROM funnels), (SELECT coalesce(max(session_key), 0) FROM sessions),

@@ -35,7 +35,7 @@ TABLES = (
     "campaigns",
     "batch_lines",
 )
-ALIASES = ("s", "v", "e", "a", "d", "l", "p", "c")
+ALIASES = ("s", "v", "e", "a", "d", "l", "p", "c", "n", "u", "f")
 EXPLAIN = """
 import json, sqlite3, sys
 conn = sqlite3.connect(":memory:")
@@ -165,6 +165,16 @@ def test_every_statement_seeks(statements: list[str], explain: Explain, tmp_path
     assert sum(map(bool, plans)) > 30  # a plain INSERT .. VALUES has none
     found = {sql: offences(plan) for sql, plan in zip(statements, plans, strict=True) if offences(plan)}
     assert found == {}
+
+
+@pytest.mark.parametrize("explain", [explain_here, explain_on_debian])
+def test_a_long_session_is_not_read_for_each_fact(statements: list[str], explain: Explain, tmp_path: Path) -> None:
+    """Whether a session holds a large event is asked of the few large ones, not of all its events."""
+    asking = [sql for sql in statements if "65536" in sql]
+    assert asking
+    steps = [step for plan in explain(asking, tmp_path) for step in plan if re.match(r"SEARCH e\b", step)]
+    assert len(steps) == len(asking)
+    assert all("events_large" in step for step in steps)
 
 
 @pytest.mark.parametrize("explain", [explain_here, explain_on_debian])
