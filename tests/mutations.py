@@ -581,8 +581,17 @@ def _run(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
     probe = call("-c", _PROBE)
     if probe.returncode:
         return "broken", (probe.stderr.strip().splitlines() or ["the probe failed"])[-1]
+    options = (
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={copy / '.tmp'}",
+    )  # others clear the shared one
     try:
-        done = call("-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
+        done = call("-m", "pytest", *options, *tests)
     except subprocess.TimeoutExpired:
         return "killed", f"no end within {RUN_MAX_S} s"
     if done.returncode == 0:
