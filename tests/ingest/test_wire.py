@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import SidecarError
+from sidecar.ingest import wire
 from sidecar.ingest.wire import EventItem, ItemError, VitalItem, parse_events, parse_web_vitals, path_of, read_timestamp
 
 GOOD: dict[str, Any] = {
@@ -158,3 +159,46 @@ def test_any_values_of_fields_are_answered(raw: dict[str, Any]) -> None:
     items, rejected = parse_web_vitals(json.dumps([raw, GOOD]).encode(), None)
     assert len(items) + len(rejected) == 2
     assert items[-1].position == 1
+
+
+EDGES = st.sampled_from(
+    [
+        *(
+            None,
+            "",
+            "x",
+            "é" * 128,
+            "x" * 129,
+            "unknown",
+            "LCP",
+            "lcp",
+            "poor",
+            "POOR",
+            "reload",
+            "https://a.example/b?c",
+        ),
+        *(0, -1, 5, 2**53 - 1, 2**53, 10_000_000, 10**400, -0.0, 0.5, 1e7, 10_000_000.5, True, [], {}, ["x"], {"a": 1}),
+    ]
+)
+DEVICE_TEXTS = {"deviceType": "desktop", "osName": "Unknown", "browserName": "Chrome", "browserVersion": "1" * 200}
+
+
+FIELDS = [*GOOD, *DEVICE_TEXTS, "anonymousId", "funnelId", "delta", "rating", "seq", "navigationType", "pagePath"]
+FIELDS += ["pageTitle", "screenWidth", "screenHeight", "osVersion", "gdpr", "name", "anything"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), EDGES, max_size=3), st.none() | st.just("header"))
+def test_plain_vitals_are_read_as_all_others(changes: dict[str, Any], funnel: str | None) -> None:
+    """The quick way makes of an item what the other one does, or leaves it to that."""
+    raw = GOOD | DEVICE_TEXTS | changes
+    quick = wire._read_plain_vital(3, raw, funnel)
+    if quick is not None:
+        assert repr(quick) == repr(
+            wire._read_vital(3, wire._check_item(dict(raw), surrogates=False, large=False), funnel)
+        )
+
+
+def test_what_the_tracker_sends_is_plain() -> None:
+    """Else the quick way would be nobody's."""
+    assert wire._read_plain_vital(0, dict(GOOD), None) is not None
+    assert wire._read_plain_vital(0, GOOD | DEVICE_TEXTS, None) is not None
