@@ -260,9 +260,18 @@ def probe_write(conn: Connection) -> None:
 
 
 @contextmanager
-def immediate(conn: Connection) -> Iterator[None]:
-    """One write transaction. Rolls back what is left to roll back: a full disk has ended the transaction already."""
-    conn.execute("BEGIN IMMEDIATE")
+def immediate(conn: Connection, *, wait: bool = True) -> Iterator[None]:
+    """One write transaction. Rolls back what is left to roll back: a full disk has ended the transaction already.
+
+    `wait` False: where another process writes it raises at once, and not after BUSY_TIMEOUT_S.
+    """
+    if not wait:
+        conn.execute("PRAGMA busy_timeout = 0")
+    try:
+        conn.execute("BEGIN IMMEDIATE")
+    finally:
+        if not wait:
+            conn.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
     try:
         yield
         conn.execute("COMMIT")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from sidecar.errors import UnavailableError
+from sidecar.store import writer as writer_module
 from sidecar.store.database import Connection, OperationalError, open_database, open_read_only
 from sidecar.store.writer import Task, Writer
 
@@ -183,3 +186,111 @@ def test_read_only_connections_cannot_write(path: Path) -> None:
         conn.execute("INSERT INTO notes VALUES ('no')")
     assert conn.execute("PRAGMA foreign_keys").fetchone() == (1,)
     conn.close()
+
+
+def test_who_finds_nobody_at_work_writes_at_once(writer: Writer, path: Path) -> None:
+    """In its own thread, committed when it returns, and counted as a group."""
+    threads: list[str] = []
+
+    def work(conn: Connection, payloads: Sequence[Any]) -> list[str]:
+        threads.append(threading.current_thread().name)
+        return Notes().work(conn, payloads)
+
+    assert writer.run_now(work, ["one", "two"]) == ["stored one", "stored two"]
+    assert threads == [threading.current_thread().name]
+    assert read_notes(path) == ["one", "two"]
+    assert (writer.groups_count, writer.tasks_count) == (1, 2)
+
+
+def test_who_finds_somebody_at_work_does_not(writer: Writer, path: Path) -> None:
+    """Neither beside a group nor before what waits, nor more than a group's worth, nor after the end."""
+    notes, gate = Notes(), Gate()
+    assert writer.run_now(notes.work, [str(number) for number in range(257)]) is None
+    held = writer.call(gate)
+    assert gate.reached.wait(10)
+    assert writer.run_now(notes.work, ["beside"]) is None
+    waits = writer.call(lambda conn: conn.execute("INSERT INTO notes VALUES ('waited')").rowcount)
+    gate.open.set()
+    assert (held.result(10), waits.result(10)) == ("through", 1)
+    gate = Gate()
+    chore = writer.maintain(lambda conn: gate(conn))
+    assert gate.reached.wait(10)
+    assert writer.run_now(notes.work, ["beside a chore"]) is None
+    gate.open.set()
+    assert chore.result(10) == "through"
+    writer.close()
+    assert writer.run_now(notes.work, ["after the end"]) is None
+    assert notes.groups == []
+    assert read_notes(path) == ["waited"]
+
+
+def test_what_fails_at_once_leaves_nothing(writer: Writer, path: Path) -> None:
+    """The whole of it is rolled back, for the thread does it again; the next one is none the worse."""
+    notes = Notes()
+    assert writer.run_now(notes.work, ["one", "two", "one"]) is None
+    assert read_notes(path) == []
+    assert writer.run_now(notes.work, ["three"]) == ["stored three"]
+    assert read_notes(path) == ["three"]
+
+
+def test_another_process_is_waited_for_in_the_thread(writer: Writer, path: Path) -> None:
+    """Who would write at once is told at once; the thread waits, as long as it must."""
+    notes = Notes()
+    other = open_database(path)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    assert writer.run_now(notes.work, ["now"]) is None
+    assert time.monotonic() - began < 1
+    writer.submit(notes.task("later", last=True))
+    assert not notes.done.wait(0.3)
+    other.execute("COMMIT")
+    other.close()
+    assert notes.done.wait(10)
+    assert read_notes(path) == ["later"]
+
+
+def test_after_a_slow_one_the_thread_has_the_work(writer: Writer, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """A disk that takes long holds up who answers others one time in a hundred, and not each time."""
+    monkeypatch.setattr(writer_module, "SLOW_S", 0.05)
+    monkeypatch.setattr(writer_module, "REST_FACTOR", 10)
+
+    def slow(conn: Connection, payloads: Sequence[Any]) -> list[str]:
+        time.sleep(0.06)
+        return Notes().work(conn, payloads)
+
+    began = time.monotonic()
+    assert writer.run_now(slow, ["slow"]) == ["stored slow"]
+    assert writer.run_now(Notes().work, ["too early"]) is None
+    while writer.run_now(Notes().work, ["in time"]) is None:
+        assert time.monotonic() - began < 20
+        time.sleep(0.01)
+    assert time.monotonic() - began > 0.06 * 10
+    assert read_notes(path) == ["in time", "slow"]
+
+
+def test_two_threads_write_by_turns(writer: Writer, path: Path) -> None:
+    """At once and by the queue, at the same time: all is stored, each once."""
+    notes, ways = Notes(), Counter[bool]()
+
+    def queue() -> None:
+        for number in range(100):
+            writer.submit(notes.task(f"queued {number}"))
+            time.sleep(0.002)
+
+    queueing = threading.Thread(target=queue)
+    queueing.start()
+    number = 0
+    while queueing.is_alive():
+        at_once = writer.run_now(notes.work, [f"now {number}"]) is not None
+        ways[at_once] += 1
+        if not at_once:
+            writer.submit(notes.task(f"now {number}"))
+            time.sleep(0.001)
+        number += 1
+    queueing.join()
+    writer.close()
+    expected = [f"queued {n}" for n in range(100)] + [f"now {n}" for n in range(number)]
+    assert read_notes(path) == sorted(expected)
+    assert writer.tasks_count == len(expected)
+    assert ways[True] > 0
+    assert ways[False] > 0
