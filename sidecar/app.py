@@ -25,9 +25,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 
-from sidecar.burst import make_protocol
 from sidecar.canonical import now_ms, to_iso
 from sidecar.config import Settings
 from sidecar.daily import Daily
@@ -36,6 +35,7 @@ from sidecar.health import HEALTH_READERS_MAX, Health, count_attempts
 from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
 from sidecar.packing import Packer
+from sidecar.protocol import make_protocol
 from sidecar.ship.shipper import Shipper
 from sidecar.status import list_warnings, open_upstream
 from sidecar.store.database import (
@@ -61,8 +61,8 @@ from sidecar.web.gate import Gate, KnownFunnel
 from sidecar.web.receive import Receive
 from sidecar.web.tidy import Tidy
 
-# How long a thread may keep the GIL while another waits. The writer waits for it after each statement: of Python's 5 ms
-# the beacons a second were a tenth fewer.
+# How long a thread may keep the GIL while another waits. Who records beacons waits for it after each statement: of
+# Python's 5 ms the beacons a second were a tenth fewer while two threads had work.
 SWITCH_S = 0.0001
 SHUTDOWN_S = 10  # what open requests get before the server ends
 SCRIPT_MAX_AGE_S = 3600
@@ -158,7 +158,7 @@ def _error_handler(dashboard: pages.Pages, routes: Callable[[], list[Route]]) ->
     return answer
 
 
-def build(settings: Settings) -> ASGIApp:
+def build(settings: Settings) -> Collect:
     """The ASGI application. Raises StoreError or ConfigError where the file or a setting cannot be used."""
     rules, gate, script = _rules(settings), _gate(settings), Script()
     writer = Writer(open_database(settings.database, durability=settings.durability))
@@ -283,14 +283,14 @@ class _Server(uvicorn.Server):
             _greet(self._settings)
 
 
-def run_server(app: ASGIApp, settings: Settings) -> None:
+def run_server(app: Collect, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidecarError where it cannot start."""
     configure_logs(settings.log_format)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=make_protocol(),
+        http=make_protocol(app),
         access_log=False,
         log_config=None,
         proxy_headers=False,  # the gate reads X-Forwarded-For, and only from TRUSTED_PROXIES

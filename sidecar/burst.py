@@ -11,19 +11,17 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
-
 HELD_MAX = 64 * 1024  # bytes that a connection keeps for the next turn
 
 
-class _Burst:
+class Burst:
     """The connections of one loop that have something to send."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: list[_Transport] = []
+        self._waiting: list[Transport] = []
 
-    def add(self, transport: _Transport) -> None:
+    def add(self, transport: Transport) -> None:
         """Flush it in the next turn."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
@@ -39,12 +37,12 @@ class _Burst:
                 self._loop.call_exception_handler({"message": "an answer could not be sent", "exception": error})
 
 
-class _Transport:
+class Transport:
     """A transport that keeps what is written until the loop's next turn, or until it is HELD_MAX bytes."""
 
     __slots__ = ("_burst", "_held", "_size", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, burst: _Burst) -> None:
+    def __init__(self, transport: asyncio.Transport, burst: Burst) -> None:
         self._transport = transport
         self._burst = burst
         self._held: list[bytes] = []
@@ -86,20 +84,3 @@ class _Transport:
         held, self._held, self._size = self._held, [], 0
         if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
-
-
-def make_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol on such connections, for one event loop."""
-    bursts: list[_Burst] = []
-
-    class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            if not bursts:
-                bursts.append(_Burst(self.loop))
-            super().connection_made(_Transport(transport, bursts[0]))
-
-        def eof_received(self) -> None:
-            self.transport.flush()  # the loop closes the connection now: before, the answer was on its way already
-            super().eof_received()
-
-    return Protocol

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sidecar import burst
+from sidecar import burst, protocol
 
 BODY = b"It is what it is."
 CHUNK = b"x" * 10_000
@@ -52,7 +52,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     sock.bind(("127.0.0.1", 0))
     sock.listen()
     config = uvicorn.Config(
-        APP, http=burst.make_protocol(), loop=request.param, log_level="error", timeout_graceful_shutdown=1
+        APP, http=protocol.make_protocol(), loop=request.param, log_level="error", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -153,8 +153,8 @@ class _Noted:
 
 
 def _transports(*noted: Any) -> list[Any]:
-    shared = burst._Burst(asyncio.get_running_loop())
-    return [burst._Transport(one, shared) for one in noted]
+    shared = burst.Burst(asyncio.get_running_loop())
+    return [burst.Transport(one, shared) for one in noted]
 
 
 def test_what_is_held_has_a_bound() -> None:

@@ -1,7 +1,7 @@
 """Beacons come in here: the track routes, answered only after COMMIT.
 
-An ASGI class in front of Starlette, not a route of it: with 64 connections a `Route` costs a quarter of the beacons a
-second that a process can take (tests/benchmarks/ingest.py).
+What a beacon comes to is decided in `Collect.take`, which is no coroutine: it tells its answer to a function. Two ways
+lead to it: the ASGI class here, which stands in front of Starlette, and past ASGI `sidecar.protocol`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.errors import MalformedBeaconError, RejectedBeaconError, UnavailableError
 from sidecar.ingest.enrich import DEFAULT_FUNNEL, Rules, Source, enrich
@@ -27,9 +27,10 @@ from sidecar.store.facts import Recorded, Recording
 from sidecar.store.limit import Limit
 from sidecar.store.tombstones import ERASED
 from sidecar.store.upkeep import put_salt
-from sidecar.store.writer import Task, Work, Writer
+from sidecar.store.writer import Writer
 from sidecar.web import forget
 from sidecar.web.gate import Gate
+from sidecar.web.mailbox import Done, Mailbox
 from sidecar.web.tidy import Tidy
 
 BODY_MAX = 64 * 1024  # what Chromium's sendBeacon takes
@@ -40,9 +41,10 @@ _DAY_MS = 86_400_000
 log = structlog.get_logger("sidecar.collect")
 
 Parse = Callable[[bytes, str | None], tuple[list[Item], list[Rejection]]]
-_PARSERS: dict[str, Parse] = {"/api/track/web-vitals": parse_web_vitals, "/api/track/events": parse_events}
+PARSERS: dict[str, Parse] = {"/api/track/web-vitals": parse_web_vitals, "/api/track/events": parse_events}
 _KEPT = (Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.SUPERSEDED)
-_Headers = dict[bytes, bytes]
+Headers = list[tuple[bytes, bytes]]
+_ByName = dict[bytes, bytes]
 
 
 class Answer(NamedTuple):
@@ -50,7 +52,7 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
-    headers: list[tuple[bytes, bytes]] = []  # noqa: RUF012 - never changed
+    headers: Headers = []  # noqa: RUF012 - never changed
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -77,7 +79,11 @@ def _stored(accepted: int, duplicate: int, superseded: int, rejected: list[Rejec
     )
 
 
-_ONE_ACCEPTED = Answer(200, _stored(1, 0, 0, []))  # nearly every answer
+ONE_ACCEPTED = Answer(200, _stored(1, 0, 0, []))  # nearly every answer
+
+
+_TOO_LARGE = _error(431, "headers are over 64 KiB")
+TOO_LONG = _error(413, f"body is over {BODY_MAX} bytes")
 
 
 class BodyTooLargeError(Exception):
@@ -112,57 +118,6 @@ async def read_body(receive: Receive, length: bytes | None, limit: int = BODY_MA
         message = await receive()
 
 
-class Mailbox:
-    """Between the event loop and the writer's thread: one hand-over for three turns of the loop, one wake-up a group.
-
-    Waking the writer for each beacon made it start with the first of many, and the two threads wait for each other:
-    groups of 32 and not 59 with 64 connections, and a quarter fewer beacons a second. A turn waits for nothing: it is
-    what sockets have ready, some 10 us for a beacon that comes alone.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer, record: Work) -> None:
-        self._loop = loop
-        self._writer = writer
-        self._record = record
-        self._tasks: list[Task] = []
-        self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        self._woken = False
-
-    def send(self, recording: Recording) -> asyncio.Future[Recorded]:
-        """What becomes of a recording; UnavailableError where the writer takes nothing."""
-        waiter: asyncio.Future[Recorded] = self._loop.create_future()
-        if not self._tasks:
-            self._loop.call_soon(self._loop.call_soon, self._loop.call_soon, self._hand_over)
-        self._tasks.append(Task(self._record, recording, partial(self._post, waiter)))
-        return waiter
-
-    def _hand_over(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        try:
-            self._writer.submit_all(tasks)
-        except UnavailableError as error:
-            for task in tasks:
-                task.settle(None, error)
-
-    def _post(self, waiter: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        """Called in the writer's thread."""
-        self._results.append((waiter, result, error))
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._woken = False
-        while self._results:
-            waiter, result, error = self._results.popleft()
-            if waiter.done():
-                continue  # its request was cancelled
-            if error is None:
-                waiter.set_result(result)
-            else:
-                waiter.set_exception(error)
-
-
 class SessionLog:
     """`creating session for web vital`, at most LINES_A_SECOND_MAX a second, then a count."""
 
@@ -186,6 +141,18 @@ class SessionLog:
         if self._left_out:
             log.info("creating sessions for web vitals", count=self._left_out)
         self._lines = self._left_out = 0
+
+
+class Request(NamedTuple):
+    """What a beacon's answer depends on beside its body. `headers`: names in lower case, the last value of each."""
+
+    headers: _ByName
+    raw_headers: Headers
+    query: bytes
+    peer: str | None
+
+
+Settle = Callable[[Answer], None]
 
 
 class Collect:
@@ -223,31 +190,65 @@ class Collect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        parse = _PARSERS.get(scope["path"])
-        headers: _Headers = dict(scope["headers"])
+        parse = PARSERS.get(scope["path"])
+        headers: _ByName = dict(scope["headers"])
         if parse is None and scope["path"] != forget.PATH:
-            if _too_large(scope, headers):
-                await _respond(send, _error(431, "headers are over 64 KiB"), [])
+            if _too_large(scope["headers"]):
+                await _respond(send, _TOO_LARGE, self.write_headers(_TOO_LARGE, None))
                 return
             await self._app(scope, receive, send)
             return
-        origin = headers.get(b"origin")
-        try:
-            if _too_large(scope, headers):
-                answer = _error(431, "headers are over 64 KiB")
-            elif scope["method"] == "POST":
-                answer = await self._take(parse, scope, headers, receive)
-            elif scope["method"] == "OPTIONS":
-                answer = Answer(204, b"", _preflight(headers))
-            else:
-                answer = _error(405, "use POST", (b"allow", b"POST, OPTIONS"))
-        except ClientGoneError:
-            return
+        if scope["method"] == "POST":
+            peer = scope["client"][0] if scope["client"] else None
+            request = Request(headers, scope["headers"], scope["query_string"], peer)
+            try:
+                answer = await self._read(parse, request, receive)
+            except ClientGoneError:
+                return
+        elif _too_large(scope["headers"]):
+            answer = _TOO_LARGE
+        elif scope["method"] == "OPTIONS":
+            answer = Answer(204, b"", _preflight(headers))
+        else:
+            answer = _error(405, "use POST", (b"allow", b"POST, OPTIONS"))
         self.beacons[answer.status] += 1
-        await _respond(send, answer, self._cors(origin) if origin is not None else [])
+        await _respond(send, answer, self.write_headers(answer, headers.get(b"origin")))
 
-    def _cors(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        if not self._gate.allows_origin(origin.decode("latin-1")):
+    async def _read(self, parse: Parse | None, request: Request, receive: Receive) -> Answer:
+        refused = self.refuse(request)
+        if refused is not None:
+            return refused
+        try:
+            body = await read_body(receive, request.headers.get(b"content-length"))
+        except BodyTooLargeError:
+            return TOO_LONG
+        if parse is None:
+            return await self._erase(body, request)
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.take(parse, request, body, lambda answer: None if waiter.done() else waiter.set_result(answer))
+        return await waiter
+
+    def refuse(self, request: Request) -> Answer | None:
+        """The answer to a request of which the body need not be read."""
+        if _too_large(request.raw_headers):
+            return _TOO_LARGE
+        origin = request.headers.get(b"origin")
+        if origin is not None and not self._gate.allows_origin(origin.decode("latin-1")):
+            return _error(403, f"origin {origin.decode('latin-1')} is not allowed")
+        return None
+
+    def write_headers(self, answer: Answer, origin: bytes | None) -> Headers:
+        """The headers of an answer, with those by which a browser lets the page of this origin see it."""
+        headers = answer.headers + self._cors(origin)
+        if answer.body:
+            headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer.body))]
+        return headers
+
+    def _cors(self, origin: bytes | None) -> Headers:
+        if origin is None:
+            return []
+        text = origin.decode("latin-1")
+        if not text.isprintable() or not self._gate.allows_origin(text):
             return [(b"vary", b"Origin")]
         return [
             (b"access-control-allow-origin", origin),
@@ -256,76 +257,94 @@ class Collect:
             (b"vary", b"Origin"),
         ]
 
-    async def _take(self, parse: Parse | None, scope: Scope, headers: _Headers, receive: Receive) -> Answer:
-        origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
-        if not self._gate.allows_origin(origin):
-            return _error(403, f"origin {origin} is not allowed")
+    def take(self, parse: Parse, request: Request, body: bytes, settle: Settle) -> None:
+        """Store what a beacon says. `settle` is called once, in this loop: at once, or after COMMIT."""
         try:
-            body = await read_body(receive, headers.get(b"content-length"))
-        except BodyTooLargeError:
-            return _error(413, f"body is over {BODY_MAX} bytes")
-        try:
-            if parse is None:
-                return await self._erase(body, scope, headers)
-            return await self._store(parse, body, scope, headers, origin)
-        except MalformedBeaconError as error:
-            return _error(400, str(error))
-        except RejectedBeaconError as error:
-            return _error(422, str(error), rejected=[])
-        except UnavailableError as error:
-            return _error(503, str(error), (b"retry-after", str(error.retry_after_s).encode()))
+            self._store(parse, request, body, settle)
+        except Exception as error:
+            settle(_explain(error))
 
-    def _find_address(self, scope: Scope, headers: _Headers) -> str | None:
-        peer = scope["client"][0] if scope["client"] else None
-        forwarded = _joined(scope, b"x-forwarded-for") if b"x-forwarded-for" in headers else None
-        return self._gate.find_address(peer, forwarded)
+    def _find_address(self, request: Request) -> str | None:
+        forwarded = _joined(request.raw_headers, b"x-forwarded-for") if b"x-forwarded-for" in request.headers else None
+        return self._gate.find_address(request.peer, forwarded)
 
-    async def _erase(self, body: bytes, scope: Scope, headers: _Headers) -> Answer:
+    async def _erase(self, body: bytes, request: Request) -> Answer:
         now = self._clock()
-        wait_s = self._gate.take(self._find_address(scope, headers), 1, now)
-        if wait_s:
-            return _too_many(wait_s)
-        erased = await self._forget.erase(forget.read_id(body), now)
+        try:
+            wait_s = self._gate.take(self._find_address(request), 1, now)
+            if wait_s:
+                return _too_many(wait_s)
+            erased = await self._forget.erase(forget.read_id(body), now)
+        except Exception as error:
+            return _explain(error)
         deleted = {"sessions": erased.sessions, "webVitals": erased.web_vitals, "events": erased.events}
         return Answer(200, _json({"success": True, "deleted": deleted}))
 
-    async def _store(self, parse: Parse, body: bytes, scope: Scope, headers: _Headers, origin: str | None) -> Answer:
+    def _store(self, parse: Parse, request: Request, body: bytes, settle: Settle) -> None:
         now = self._clock()
+        headers = request.headers
         funnel = headers.get(b"x-funnel-id") or headers.get(b"x-aurea-funnel-id")
         items, rejected = parse(body, funnel.decode("utf-8", "replace")[:128] if funnel else None)
-        address = self._find_address(scope, headers)
+        address = self._find_address(request)
         wait_s = self._gate.take(address, len(items) + len(rejected), now)
         if wait_s:
-            return _too_many(wait_s)
+            settle(_too_many(wait_s))
+            return
         user_agent = headers.get(b"user-agent", b"").decode("latin-1")
         referer = headers[b"referer"].decode("latin-1") if b"referer" in headers else None
         do_not_track = headers.get(b"dnt") == b"1" or headers.get(b"sec-gpc") == b"1"
-        salt = await self._read_salt(items, now)
-        source = Source(user_agent, address, referer, do_not_track, False, salt, now)
-        trusted, plain, refused = self._gate.admit(items, _key(scope, headers), origin)
+        source = Source(user_agent, address, referer, do_not_track, False, b"", now)
+        for item in items:
+            if item.session_id is None:
+                self._with_salt(source, partial(self._record, request, items, rejected, settle), settle)
+                return
+        self._record(request, items, rejected, settle, source)
+
+    def _record(
+        self, request: Request, items: list[Item], rejected: list[Rejection], settle: Settle, source: Source
+    ) -> None:
+        origin = request.headers.get(b"origin")
+        said = None if origin is None else origin.decode("latin-1")
+        trusted, plain, refused = self._gate.admit(items, _key(request), said)
         facts, dropped = enrich(plain, source, self._rules)
         if trusted:
             more_facts, more_dropped = enrich(trusted, source._replace(trusted=True), self._rules)
             facts = sorted(facts + more_facts, key=lambda fact: fact[0])
             dropped += more_dropped
-        noted = () if do_not_track and self._rules.respect_dnt else self._claimed(rejected)
+        noted = () if source.do_not_track and self._rules.respect_dnt else self._claimed(rejected)
         if facts:
-            recorded = await self._submit(Recording(facts, now, noted))
-            nothing_else = not (rejected or refused.rejected or dropped)
-            if nothing_else and len(recorded.judged) == 1 and recorded.judged[0].outcome is Outcome.ACCEPTED:
-                self.items["accepted"] += 1
-                return _ONE_ACCEPTED
-            return self._answer(recorded, rejected + refused.rejected + dropped)
-        if noted:
-            try:
-                await self._submit(Recording([], now, noted))
-            except UnavailableError as error:  # the answer is the same without a note
-                log.debug("a refusal was not noted", reason=str(error))
+            left_out = rejected + refused.rejected + dropped
+            self._send(Recording(facts, source.now, noted), partial(self._recorded, settle, left_out))
+            return
         if refused.rejected and not rejected and not dropped:
-            return _error(refused.status, refused.rejected[0].reason, rejected=_listed(refused.rejected))
-        return self._nothing_stored(rejected + refused.rejected + dropped)
+            answer = _error(refused.status, refused.rejected[0].reason, rejected=_listed(refused.rejected))
+        else:
+            answer = self._nothing_stored(rejected + refused.rejected + dropped)
+        if noted:
+            self._send(Recording([], source.now, noted), partial(self._noted, settle, answer))
+        else:
+            settle(answer)
+
+    def _noted(self, settle: Settle, answer: Answer, _: Recorded | None, error: BaseException | None) -> None:
+        if error is not None:  # the answer is the same without a note
+            log.debug("a refusal was not noted", reason=str(error))
+        settle(answer)
+
+    def _recorded(
+        self, settle: Settle, left_out: list[Rejection], recorded: Recorded | None, error: BaseException | None
+    ) -> None:
+        try:
+            answer = _explain(error) if recorded is None else self._answer(recorded, left_out)
+        except Exception as failure:
+            answer = _explain(failure)
+        settle(answer)
 
     def _answer(self, recorded: Recorded, rejected: list[Rejection]) -> Answer:
+        if recorded.opened:
+            self._session_log.say(recorded.opened)
+        if not rejected and len(recorded.judged) == 1 and recorded.judged[0].outcome is Outcome.ACCEPTED:
+            self.items["accepted"] += 1
+            return ONE_ACCEPTED
         counts = Counter(judged.outcome for judged in recorded.judged)
         rejected = rejected + [
             Rejection(judged.position, judged.reason or "", dropped=judged.reason == ERASED)
@@ -359,51 +378,66 @@ class Collect:
             if claim is not None
         )
 
-    async def _submit(self, recording: Recording) -> Recorded:
+    def _send(self, recording: Recording, done: Done) -> None:
         if self._mailbox is None:
             self._mailbox = Mailbox(asyncio.get_running_loop(), self._writer, self._limit.record)
-        recorded = await self._mailbox.send(recording)
-        if recorded.opened:
-            self._session_log.say(recorded.opened)
-        return recorded
+        self._mailbox.send(recording, done)
 
-    async def _read_salt(self, items: list[Item], now: int) -> bytes:
-        """The day's salt, where an item needs it."""
-        for item in items:
-            if item.session_id is None:
-                break
-        else:
-            return b""
-        day = now // _DAY_MS
-        if self._salt[0] != day:
-            fresh = secrets.token_bytes(32)
-            self._salt = (day, await asyncio.wrap_future(self._writer.call(lambda conn: put_salt(conn, day, fresh))))
-        return self._salt[1]
+    def _with_salt(self, source: Source, proceed: Callable[[Source], None], settle: Settle) -> None:
+        """Go on with the day's salt, which only clients that name no session need."""
+        day = source.now // _DAY_MS
+        if self._salt[0] == day:
+            proceed(source._replace(salt=self._salt[1]))
+            return
+        loop = asyncio.get_running_loop()
+        fresh = secrets.token_bytes(32)
+
+        def done(future: asyncio.Future[bytes]) -> None:
+            try:
+                self._salt = (day, future.result())
+                proceed(source._replace(salt=self._salt[1]))
+            except Exception as error:
+                settle(_explain(error))
+
+        asyncio.wrap_future(self._writer.call(lambda conn: put_salt(conn, day, fresh)), loop=loop).add_done_callback(
+            done
+        )
+
+
+def _explain(error: BaseException | None) -> Answer:
+    """The answer to a beacon that could not be taken."""
+    match error:
+        case MalformedBeaconError():
+            return _error(400, str(error))
+        case RejectedBeaconError():
+            return _error(422, str(error), rejected=[])
+        case UnavailableError():
+            return _error(503, str(error), (b"retry-after", str(error.retry_after_s).encode()))
+    log.error("a beacon met an error of the sidecar's own", exc_info=error)
+    return _error(500, "the sidecar met an error of its own; its log says which")
 
 
 def _too_many(wait_s: int) -> Answer:
     return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
 
 
-def _too_large(scope: Scope, headers: _Headers) -> bool:
-    if len(headers) == len(scope["headers"]):  # no name comes twice
-        return sum(map(len, headers)) + sum(map(len, headers.values())) > HEADERS_MAX
-    return sum(len(name) + len(value) for name, value in scope["headers"]) > HEADERS_MAX
+def _too_large(headers: Headers) -> bool:
+    return sum([len(name) + len(value) for name, value in headers]) > HEADERS_MAX
 
 
-def _joined(scope: Scope, wanted: bytes) -> str:
-    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
+def _joined(headers: Headers, wanted: bytes) -> str:
+    return ",".join(value.decode("latin-1") for name, value in headers if name == wanted)
 
 
-def _key(scope: Scope, headers: _Headers) -> str | None:
-    key = headers.get(b"x-api-key") or headers.get(b"x-aurea-api-key")
+def _key(request: Request) -> str | None:
+    key = request.headers.get(b"x-api-key") or request.headers.get(b"x-aurea-api-key")
     if key is not None:
         return key.decode("latin-1")
-    query = scope["query_string"]
+    query = request.query
     return parse_qs(query.decode("latin-1")).get("apiKey", [None])[0] if b"apiKey" in query else None
 
 
-def _preflight(headers: _Headers) -> list[tuple[bytes, bytes]]:
+def _preflight(headers: _ByName) -> Headers:
     wanted = headers.get(b"access-control-request-headers")
     allowed = [
         (b"access-control-allow-methods", b"POST, OPTIONS"),
@@ -412,21 +446,6 @@ def _preflight(headers: _Headers) -> list[tuple[bytes, bytes]]:
     return [*allowed, (b"access-control-allow-headers", wanted)] if wanted else allowed
 
 
-def _start(answer: Answer, cors: list[tuple[bytes, bytes]]) -> Message:
-    headers = [*answer.headers, *cors]
-    if answer.body:
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer.body)).encode())]
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
-
-
-async def _respond(send: Send, answer: Answer, cors: list[tuple[bytes, bytes]]) -> None:
-    if answer is _ONE_ACCEPTED and not cors:
-        await send(_ONE_ACCEPTED_START)
-        await send(_ONE_ACCEPTED_BODY)
-        return
-    await send(_start(answer, cors))
+async def _respond(send: Send, answer: Answer, headers: Headers) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-_ONE_ACCEPTED_START: Message = _start(_ONE_ACCEPTED, [])
-_ONE_ACCEPTED_BODY: Message = {"type": "http.response.body", "body": _ONE_ACCEPTED.body}
