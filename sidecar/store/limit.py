@@ -68,9 +68,9 @@ class Limit:
             return record(conn, recordings)
         results: list[Any] = [self._refuse(conn, recording) for recording in recordings]
         taken = [place for place, refused in enumerate(results) if refused is None]
-        self.refused_count += len(results) - len(taken)
         for place, recorded in zip(taken, record(conn, [recordings[place] for place in taken]), strict=True):
             results[place] = recorded
+        self.refused_count += len(results) - len(taken)
         return results
 
     def _refuse(self, conn: Connection, recording: Recording) -> UnavailableError | None:

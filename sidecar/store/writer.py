@@ -18,14 +18,20 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.errors import UnavailableError
-from sidecar.store.database import Connection, immediate, is_full
+from sidecar.store.database import Connection, checkpoint, immediate, is_full
 
 GROUP_MAX = 256
 QUEUE_MAX = 4096
-SLOW_S = 0.1  # a thread that also answers others stood still for long enough to be noticed
-REST_FACTOR = (
-    100  # then the writer's thread does it for that many times as long: of slow disks it waits 1 % of the time
-)
+# Who writes in its own thread breaks off after NOW_MAX_S (sessions of thousands of facts). Where that came to pass, or
+# the disk was waited for for WAIT_MAX_S, the writer's thread has the work for REST_FACTOR times as long: so the other
+# stands still 1 % of the time.
+NOW_MAX_S = 0.05
+WAIT_MAX_S = 0.02
+REST_FACTOR = 100
+PROGRESS_STEPS = 50_000  # of SQLite's virtual machine between two looks at the clock: about 1 ms
+# Rows changed until the thread moves the WAL into the file, which takes 5 to 50 ms. 5,000 rows of beacons are 3,000
+# pages of the WAL, so it comes before the COMMIT in which SQLite would do it, after 4,000.
+CHECKPOINT_ROWS = 5000
 
 Result = TypeVar("Result")
 Work = Callable[[Connection, Sequence[Any]], Sequence[Any]]
@@ -59,6 +65,7 @@ class Writer:
         self._wake = threading.Condition()
         self._turn = threading.Lock()  # of whoever uses the connection
         self._slow_until = 0.0  # by time.monotonic
+        self._rows_at_checkpoint = conn.total_changes
         self._closing = False
         self._failure: str | None = None
         self.groups_count = 0
@@ -107,22 +114,43 @@ class Writer:
         """
         if len(payloads) > self._group_max or not self._turn.acquire(blocking=False):
             return None
-        started = time.monotonic()
         try:
-            if self._queue or self._chores or self._closing or started < self._slow_until:
+            if self._queue or self._chores or self._closing or time.monotonic() < self._slow_until:
                 return None
+            results = self._transact_now(work, payloads)
+            is_due = self._conn.total_changes - self._rows_at_checkpoint > CHECKPOINT_ROWS
+            if is_due:
+                self._rows_at_checkpoint = self._conn.total_changes
+        finally:
+            self._turn.release()
+        if is_due:
+            self._ask_for_checkpoint()
+        return results
+
+    def _ask_for_checkpoint(self) -> None:
+        with self._wake:
+            if not self._closing:
+                self._chores.append(lambda: checkpoint(self._conn))
+                self._wake.notify()
+
+    def _transact_now(self, work: Work, payloads: Sequence[Any]) -> Sequence[Any] | None:
+        began, used = time.monotonic(), time.thread_time()
+        self._conn.set_progress_handler(lambda: time.monotonic() > began + NOW_MAX_S, PROGRESS_STEPS)
+        try:
             with immediate(self._conn, wait=False):
                 results = work(self._conn, payloads)
-            self._failure = None
-            self.groups_count += 1
-            self.tasks_count += len(payloads)
         except Exception:  # the thread tries again, each task alone, and tells each its own cause
             return None
         finally:
-            took = time.monotonic() - started
-            if took > SLOW_S:
-                self._slow_until = started + took * (1 + REST_FACTOR)
-            self._turn.release()
+            self._conn.set_progress_handler(None, 0)
+            ended = time.monotonic()
+            took = ended - began
+            waited = took - (time.thread_time() - used)
+            if took > NOW_MAX_S or waited > WAIT_MAX_S:
+                self._slow_until = ended + took * REST_FACTOR
+        self._failure = None
+        self.groups_count += 1
+        self.tasks_count += len(payloads)
         return results
 
     def call(self, function: Callable[[Connection], Result]) -> Future[Result]:
@@ -179,9 +207,10 @@ class Writer:
                     self._wake.wait()
                 if not self._queue and not self._chores:
                     return
-                group = [self._queue.popleft() for _ in range(min(self._group_max, len(self._queue)))]
-                chores = [self._chores.popleft() for _ in range(len(self._chores))]
             with self._turn:
+                with self._wake:  # not before: what waits for its turn is seen to wait
+                    group = [self._queue.popleft() for _ in range(min(self._group_max, len(self._queue)))]
+                    chores = [self._chores.popleft() for _ in range(len(self._chores))]
                 if group:
                     self._commit(group)
                 for chore in chores:

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.errors import UnavailableError
 from sidecar.store import writer as writer_module
-from sidecar.store.database import Connection, OperationalError, open_database, open_read_only
+from sidecar.store.database import Connection, OperationalError, checkpoint, open_database, open_read_only
 from sidecar.store.writer import Task, Writer
 
 
@@ -251,7 +251,7 @@ def test_another_process_is_waited_for_in_the_thread(writer: Writer, path: Path)
 
 def test_after_a_slow_one_the_thread_has_the_work(writer: Writer, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """A disk that takes long holds up who answers others one time in a hundred, and not each time."""
-    monkeypatch.setattr(writer_module, "SLOW_S", 0.05)
+    monkeypatch.setattr(writer_module, "WAIT_MAX_S", 0.05)
     monkeypatch.setattr(writer_module, "REST_FACTOR", 10)
 
     def slow(conn: Connection, payloads: Sequence[Any]) -> list[str]:
@@ -266,6 +266,69 @@ def test_after_a_slow_one_the_thread_has_the_work(writer: Writer, monkeypatch: p
         time.sleep(0.01)
     assert time.monotonic() - began > 0.06 * 10
     assert read_notes(path) == ["in time", "slow"]
+
+
+def test_what_takes_long_is_broken_off(writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left, and the thread does it, however long it takes."""
+    monkeypatch.setattr(writer_module, "NOW_MAX_S", 0.02)
+    long = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 2e7) SELECT count(*) FROM n"
+    notes, counted = Notes(), threading.Event()
+
+    def work(conn: Connection, payloads: Sequence[Any]) -> list[str]:
+        stored = notes.work(conn, payloads)
+        if threading.current_thread().name != "writer":
+            conn.execute(long).fetchall()
+            counted.set()
+        return stored
+
+    began = time.monotonic()
+    assert writer.run_now(work, ["long"]) is None
+    assert time.monotonic() - began < 1
+    assert not counted.is_set()
+    assert read_notes(path) == []
+    assert writer.run_now(notes.work, ["too early"]) is None
+    writer.submit(Task(work, "long", lambda *_: notes.done.set()))
+    assert notes.done.wait(10)
+    assert read_notes(path) == ["long"]
+
+
+def test_what_waits_for_its_turn_is_not_overtaken(writer: Writer, path: Path) -> None:
+    """A task that came while somebody wrote at once is next, and is seen to wait until then."""
+    gate, notes = Gate(), Notes()
+    at_once = threading.Thread(target=lambda: writer.run_now(lambda conn, _: [gate(conn)], ["first"]))
+    at_once.start()
+    assert gate.reached.wait(10)
+    writer.submit(notes.task("second", last=True))
+    time.sleep(0.1)  # the thread has woken up by then
+    assert writer.waiting_count == 1
+    gate.open.set()
+    while not notes.done.is_set():
+        assert writer.run_now(notes.work, ["third"]) is None or notes.done.wait(1)
+    at_once.join(10)
+    assert notes.groups[0] == ["second"]
+
+
+def test_the_thread_moves_the_wal(writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes at once asks for it after a number of rows, does not wait for it, and need not fear its failure."""
+    monkeypatch.setattr(writer_module, "CHECKPOINT_ROWS", 5)
+    threads: list[str] = []
+    moved = threading.Event()
+
+    def noted(conn: Connection) -> None:
+        threads.append(threading.current_thread().name)
+        checkpoint(conn)
+        moved.set()
+
+    monkeypatch.setattr(writer_module, "checkpoint", noted)
+    in_file = path.stat().st_size
+    for number in range(5):
+        assert writer.run_now(Notes().work, [f"{number} {'x' * 4096}"]) is not None
+    assert not moved.wait(0.2)
+    assert path.stat().st_size == in_file
+    assert writer.run_now(Notes().work, ["5"]) is not None
+    assert moved.wait(10)
+    assert path.stat().st_size > in_file + 4 * 4096
+    assert threads == ["writer"]
 
 
 def test_two_threads_write_by_turns(writer: Writer, path: Path) -> None:
