@@ -19,6 +19,8 @@ from sidecar.burst import Burst, Transport
 from sidecar.web.collect import BODY_MAX, ONE_ACCEPTED, PARSERS, TOO_LONG, Answer, Collect, Headers, Parse, Request
 
 ORIGINS_MAX = 256  # of which the usual answer is kept ready
+ORIGIN_LENGTH_MAX = 256  # of those; a host's name is at most 253 characters
+HALF_CLOSED_MAX = 100  # connections whose client says no more and waits for its answer
 
 _TRACKS: dict[bytes, Parse] = {path.encode(): parse for path, parse in PARSERS.items()}
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -34,15 +36,14 @@ class _Nobody:
 class _Beacon:
     """A request on the short way. uvicorn's protocol takes it for its `cycle`."""
 
-    __slots__ = ("disconnected", "is_whole", "keep_alive", "parse", "parts", "request", "response_complete", "size")
+    __slots__ = ("body", "disconnected", "is_whole", "keep_alive", "parse", "request", "response_complete")
     message_event = _Nobody()
 
     def __init__(self, parse: Parse, request: Request, *, keep_alive: bool) -> None:
         self.parse = parse
         self.request = request
         self.keep_alive = keep_alive
-        self.parts: list[bytes] = []  # of the body
-        self.size = 0
+        self.body: bytes | bytearray = b""
         self.is_whole = False
         self.response_complete = False
         self.disconnected = False
@@ -68,7 +69,7 @@ class _Answers:
             self._default = default
             self._default_lines = _lines(default)
             self._begin_usual = _STATUS_LINES[200] + self._default_lines
-        if answer is ONE_ACCEPTED and keep_alive:
+        if answer is ONE_ACCEPTED and keep_alive and (origin is None or len(origin) <= ORIGIN_LENGTH_MAX):
             return self._begin_usual + self._end_usual(origin)
         close = b"" if keep_alive else b"connection: close\r\n"
         return _STATUS_LINES[answer.status] + self._default_lines + close + self._end(answer, origin)
@@ -99,28 +100,33 @@ def make_protocol(collect: Collect | None = None) -> type[asyncio.Protocol]:
 
 def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
     answers = _Answers(collect)
+    half_closed: set[Any] = set()
 
     class Protocol(base):  # type: ignore[misc]
         cycle: Any
         headers: Headers
+        _in_head = False
         _beacon: _Beacon | None = None  # None: the request that comes in takes uvicorn's way
         _resting_since: float | None = None
 
         def on_message_begin(self) -> None:
             self.url = b""
             self.headers = []
+            self._in_head = True
             self._beacon = None
+            self._resting_since = None  # what came with it in one piece may have been answered already
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            self.headers.append((name.lower(), value))
+            if self._in_head:  # what comes after the body is no header: no proxy has looked at it
+                self.headers.append((name.lower(), value))
 
         def on_headers_complete(self) -> None:
+            self._in_head = False
             parse = _TRACKS.get(self.url)
             if parse is not None and self._is_plain():
                 by_name = dict(self.headers)
                 if b"expect" not in by_name:
-                    request = Request(by_name, self.headers, b"", self.client[0] if self.client else None)
-                    self._beacon = self.cycle = _Beacon(parse, request, keep_alive=self.parser.should_keep_alive())
+                    self._begin_beacon(parse, Request(by_name, self.headers, b"", self.client and self.client[0]))
                     return
             url, headers = self.url, self.headers
             super().on_message_begin()
@@ -128,6 +134,12 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
             for name, value in headers:
                 super().on_header(name, value)
             super().on_headers_complete()
+
+        def _begin_beacon(self, parse: Parse, request: Request) -> None:
+            self._beacon = self.cycle = _Beacon(parse, request, keep_alive=self.parser.should_keep_alive())
+            refused = collect.refuse(request)
+            if refused is not None:
+                self._settle(self._beacon, refused)
 
         def _is_plain(self) -> bool:
             """Whether a request wants nothing of HTTP that only uvicorn knows how to do."""
@@ -145,10 +157,13 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
             if beacon is None:
                 super().on_body(body)
             elif not beacon.response_complete:
-                beacon.parts.append(body)
-                beacon.size += len(body)
-                if beacon.size > BODY_MAX:
-                    beacon.parts.clear()
+                if not beacon.body:
+                    beacon.body = body
+                else:
+                    if isinstance(beacon.body, bytes):
+                        beacon.body = bytearray(beacon.body)
+                    beacon.body += body
+                if len(beacon.body) > BODY_MAX:
                     self._settle(beacon, TOO_LONG)
 
         def on_message_complete(self) -> None:
@@ -157,31 +172,37 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
                 super().on_message_complete()
             elif not beacon.response_complete:
                 beacon.is_whole = True
-                refused = collect.refuse(beacon.request)
-                if refused is not None:
-                    self._settle(beacon, refused)
-                else:
-                    collect.take(beacon.parse, beacon.request, b"".join(beacon.parts), partial(self._settle, beacon))
+                body, beacon.body = bytes(beacon.body), b""
+                collect.take(beacon.parse, beacon.request, body, partial(self._settle, beacon))
 
         def _settle(self, beacon: _Beacon, answer: Answer) -> None:
             if beacon.response_complete:
                 return
             beacon.response_complete = True
+            beacon.body = b""
             collect.beacons[answer.status] += 1
+            half_closed.discard(self)
             if beacon.disconnected:
                 return
-            origin = beacon.request.headers.get(b"origin")
-            default = self.server_state.default_headers
-            self.transport.write(answers.write(answer, origin, default, keep_alive=beacon.keep_alive))
-            if not beacon.keep_alive:
-                self.transport.close()
-            self.on_response_complete()
+            try:
+                origin = beacon.request.headers.get(b"origin")
+                default = self.server_state.default_headers
+                self.transport.write(answers.write(answer, origin, default, keep_alive=beacon.keep_alive))
+                if not beacon.keep_alive:
+                    self.transport.close()
+                self.on_response_complete()
+            except Exception:
+                self.transport.abort()  # better no answer than a client that waits for it
+                raise
 
         def eof_received(self) -> bool | None:
             super().eof_received()
             beacon = self._beacon
             if beacon is None or not beacon.is_whole or beacon.response_complete:
                 return None
+            if len(half_closed) >= HALF_CLOSED_MAX:
+                return None
+            half_closed.add(self)
             beacon.keep_alive = False
             return True  # the connection stays until the answer is written
 
@@ -216,6 +237,7 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            half_closed.discard(self)
             if self.timeout_keep_alive_task is not None:
                 self.timeout_keep_alive_task.cancel()
                 self.timeout_keep_alive_task = None

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from sidecar.app import build
 from sidecar.canonical import now_ms
 from sidecar.config import Settings
 from sidecar.store.database import open_read_only
-from sidecar.web.collect import Collect
+from sidecar.web.collect import Collect, Request
 
 TRACK = "/api/track/web-vitals"
 KEEP_ALIVE_S = 1
@@ -93,11 +93,18 @@ def vital(session: str, fact: str = "v1", **changes: Any) -> dict[str, Any]:
     return item | {"pageUrl": "https://shop.example/"} | changes
 
 
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36"
+
+
+def head(*lines: str, path: str = TRACK) -> bytes:
+    """The head of a request with these lines, its empty line included."""
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", f"User-Agent: {AGENT}", *lines, "", ""]).encode()
+
+
 def post(body: object, *lines: str, path: str = TRACK) -> bytes:
     """A request with these header lines."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: x", "User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/141.0.0.0", *lines]
-    return "\r\n".join([*head, f"Content-Length: {len(data)}", "", ""]).encode() + data
+    return head(*lines, f"Content-Length: {len(data)}", path=path) + data
 
 
 def connect(served: Served) -> socket.socket:
@@ -199,6 +206,40 @@ def test_both_ways_answer_alike(tmp_path: Path) -> None:
                 assert stored(ways[0], session) == stored(ways[1], session)
 
 
+def test_what_is_known_before_the_body_is_said_before_it(tmp_path: Path) -> None:
+    """Nobody waits for a body that will not be taken, on both ways; the reason is the first one of several."""
+    long = "Content-Length: 100000"
+    large = [f"X-{number}: {'x' * 6000}" for number in range(11)]
+    evil = "Origin: https://evil.example"
+    requests = {
+        head(long) + b"x" * 10: 413,
+        head(evil, "Content-Length: 10") + b"x": 403,
+        head(evil, long) + b"x" * 10: 403,
+        head(*large, evil, long) + b"x" * 10: 431,
+    }
+    for short in (True, False):
+        with serving(tmp_path / f"{short}.db", short=short, allowed_origins=["https://shop.example"]) as served:
+            assert [ask(served, request)[0] for request in requests] == list(requests.values())
+
+
+def test_what_comes_after_the_body_is_no_header(tmp_path: Path) -> None:
+    """A proxy writes who it had the request from into the head; a trailer does not change that, on both ways."""
+    data = json.dumps(vital("trailer")).encode()
+    settings: dict[str, Any] = {"trusted_proxies": ["127.0.0.1"], "rate_limit": 1}
+    for query in ("", "?long"):
+        with serving(tmp_path / f"{len(query)}.db", **settings) as served:
+            statuses = Counter(
+                ask(
+                    served,
+                    head("X-Forwarded-For: 192.0.2.1", "Transfer-Encoding: chunked", path=TRACK + query)
+                    + b"%x\r\n%b\r\n0\r\nX-Forwarded-For: 198.51.100.%d\r\n\r\n" % (len(data), data, number),
+                )[0]
+                for number in range(150)
+            )
+            assert set(statuses) == {200, 429}
+            assert statuses[200] < 120
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -228,14 +269,13 @@ def test_a_beacon_may_come_in_pieces(served: Served) -> None:
     whole = post(vital("pieces", "v1"))
     data = json.dumps(vital("pieces", "v2")).encode()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in data) + b"0\r\n\r\n"
-    head, _, _ = post(b"").partition(b"Content-Length")
     with closing(connect(served)) as conn:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answers = Answers(conn)
         for byte in whole:
             conn.sendall(bytes([byte]))
         assert answers.next()[0] == 200
-        conn.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        conn.sendall(head("Transfer-Encoding: chunked") + chunks)
         assert answers.next()[0] == 200
     assert stored(served, "pieces") == 2
     assert served.calls[TRACK] == before
@@ -264,10 +304,13 @@ def test_after_a_long_body_the_connection_goes_on(served: Served) -> None:
     """413 as soon as it is too long; the rest of it is passed over and the next request is answered."""
     with closing(connect(served)) as conn:
         answers = Answers(conn)
-        head, _, _ = post(b"").partition(b"Content-Length")
-        conn.sendall(head + b"Content-Length: 1000000\r\n\r\n" + b" " * 66_000)
+        conn.sendall(head("Content-Length: 1000000") + b" " * 66_000)
         assert answers.next()[0] == 413
         conn.sendall(b" " * 934_000 + post(vital("long")))
+        assert answers.next()[0] == 200
+        conn.sendall(head("Transfer-Encoding: chunked") + b"3e8\r\n%b\r\n" % (b" " * 1000) * 66)
+        assert answers.next()[0] == 413
+        conn.sendall(b"3e8\r\n%b\r\n" % (b" " * 1000) * 100 + b"0\r\n\r\n" + post(vital("long", "v2")))
         assert answers.next()[0] == 200
 
 
@@ -343,26 +386,89 @@ def test_an_error_of_ours_is_that_of_one_beacon(tmp_path: Path, monkeypatch: pyt
 
 def test_a_beacon_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
     """The server is told to stop while the writer is held: the answer comes, and says that nothing follows."""
+    with serving(tmp_path / "end.db") as served, closing(connect(served)) as conn:
+        with held(served):
+            conn.sendall(post(vital("end")))
+            deadline = time.monotonic() + 10
+            while not served.app._writer.waiting_count and time.monotonic() < deadline:
+                time.sleep(0.01)
+            served.stop()
+            time.sleep(0.5)  # uvicorn looks ten times a second
+        status, headers, _ = Answers(conn).next()
+    assert (status, headers["connection"]) == (200, "close")
+    assert stored(served, "end") == 1
+
+
+@contextmanager
+def held(served: Served) -> Iterator[None]:
+    """The writer does nothing meanwhile."""
     reached, opened = threading.Event(), threading.Event()
 
     def hold(_: Any) -> None:
         reached.set()
         assert opened.wait(30)
 
-    with serving(tmp_path / "end.db") as served, closing(connect(served)) as conn:
-        held = served.app._writer.maintain(hold)
-        assert reached.wait(10)
-        conn.sendall(post(vital("end")))
-        deadline = time.monotonic() + 10
-        while not served.app._writer.waiting_count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        served.stop()
-        time.sleep(0.5)  # uvicorn looks ten times a second
+    done = served.app._writer.maintain(hold)
+    assert reached.wait(10)
+    try:
+        yield
+    finally:
         opened.set()
-        status, headers, _ = Answers(conn).next()
-        held.result(10)
-    assert (status, headers["connection"]) == (200, "close")
-    assert stored(served, "end") == 1
+        done.result(10)
+
+
+def test_a_request_under_way_is_no_rest(served: Served) -> None:
+    """Also where one that came in the same piece was answered at once: the connection stays for the other's answer."""
+    with closing(connect(served)) as conn:
+        answers = Answers(conn)
+        with held(served):
+            conn.sendall(post(b"{") + post(vital("no rest")))
+            assert answers.next()[0] == 400
+            time.sleep(2.5 * KEEP_ALIVE_S)
+        assert answers.next()[0] == 200
+
+
+def test_few_connections_are_kept_for_who_says_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that close leave no crowd of open files behind a busy writer; what they said is stored."""
+    monkeypatch.setattr(protocol, "HALF_CLOSED_MAX", 2)
+    with serving(tmp_path / "few.db") as served, ExitStack() as stack:
+        conns = [stack.enter_context(closing(connect(served))) for _ in range(5)]
+        with held(served):
+            for number, conn in enumerate(conns):
+                conn.sendall(post(vital("few", f"v{number}")))
+                deadline = time.monotonic() + 10
+                while served.app._writer.waiting_count <= number and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                conn.shutdown(socket.SHUT_WR)
+                time.sleep(0.05)
+        ends = [conn.recv(65536)[:12] for conn in conns]
+        assert ends == [b"HTTP/1.1 200", b"HTTP/1.1 200", b"", b"", b""]
+        assert stored(served, "few") == 5
+        assert ask(served, post(vital("few", "v6")))[0] == 200
+        again = stack.enter_context(closing(connect(served)))
+        again.sendall(post(vital("few", "v7")))
+        again.shutdown(socket.SHUT_WR)
+        assert again.recv(65536)[:12] == b"HTTP/1.1 200"
+
+
+def test_who_cannot_be_answered_is_not_kept_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours in writing an answer ends the connection."""
+    with serving(tmp_path / "abort.db") as served, closing(connect(served)) as conn:
+        monkeypatch.setattr(served.app, "write_headers", lambda *_: 1 / 0)
+        conn.sendall(post(vital("abort")))
+        with suppress(ConnectionResetError):  # an end, too
+            assert conn.recv(100) == b""
+        assert stored(served, "abort") == 1
+
+
+def test_a_body_in_crumbs_is_one_piece() -> None:
+    """Not one object a crumb: those are thirty times as large."""
+    made: Any = protocol._shorten(object, None)  # type: ignore[arg-type]
+    one = made()
+    one._beacon = protocol._Beacon(lambda *_: ([], []), Request({}, [], b"", None), keep_alive=True)
+    for _ in range(1000):
+        one.on_body(b"xy")
+    assert one._beacon.body == bytearray(b"xy" * 1000)
 
 
 def test_who_does_not_read_takes_the_long_way() -> None:

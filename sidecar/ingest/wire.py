@@ -379,11 +379,12 @@ def _known(text: str | None) -> str | None:
     return text[:DEVICE_TEXT_MAX] if text and text.lower() != "unknown" else None
 
 
-@lru_cache(maxsize=4096)
+_kept_device = lru_cache(maxsize=4096)(Device)  # of texts that are cut: it cannot grow large
+
+
 def _device(*said: Any) -> Device:
     """The values of the fields of `_Device`, in that order."""
-    texts: list[Any] = [_known(text) for text in said[:5]]
-    return Device(*texts, *said[5:])
+    return _kept_device(*map(_known, said[:5]), *said[5:])
 
 
 _DEVICE_FIELDS = tuple(_Device.model_fields)
@@ -399,13 +400,15 @@ def path_of(url: str) -> str | None:
     return rest[:URL_MAX] if rest.startswith("/") else None
 
 
-@lru_cache(maxsize=4096)
+_kept_page = lru_cache(maxsize=4096)(Page)  # of texts that are cut: it cannot grow large
+
+
 def make_page(url: str | None, path: str | None, title: str | None) -> Page | None:
     """The page that an item names, cut; the path is derived from the URL where missing. None where nothing is said."""
     url = url[:URL_MAX] if url else None
     path = path[:URL_MAX] if path else path_of(url) if url else None
     title = title[:TITLE_MAX] if title else None
-    return Page(url, path, title) if url or path or title else None
+    return _kept_page(url, path, title) if url or path or title else None
 
 
 def read_timestamp(value: Any) -> int:

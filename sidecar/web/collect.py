@@ -94,9 +94,13 @@ class ClientGoneError(Exception):
     """The client left before its body was whole."""
 
 
+def _is_over(length: bytes | None, limit: int) -> bool:
+    return length is not None and length.isdigit() and int(length[:20]) > limit
+
+
 async def read_body(receive: Receive, length: bytes | None, limit: int = BODY_MAX) -> bytes:
     """The request's body. Raises BodyTooLargeError, as early as it is known, and ClientGoneError."""
-    if length is not None and length.isdigit() and int(length[:20]) > limit:
+    if _is_over(length, limit):
         raise BodyTooLargeError
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
@@ -235,7 +239,7 @@ class Collect:
         origin = request.headers.get(b"origin")
         if origin is not None and not self._gate.allows_origin(origin.decode("latin-1")):
             return _error(403, f"origin {origin.decode('latin-1')} is not allowed")
-        return None
+        return TOO_LONG if _is_over(request.headers.get(b"content-length"), BODY_MAX) else None
 
     def write_headers(self, answer: Answer, origin: bytes | None) -> Headers:
         """The headers of an answer, with those by which a browser lets the page of this origin see it."""

@@ -202,3 +202,19 @@ def test_what_the_tracker_sends_is_plain() -> None:
     """Else the quick way would be nobody's."""
     assert wire._read_plain_vital(0, dict(GOOD), None) is not None
     assert wire._read_plain_vital(0, GOOD | DEVICE_TEXTS, None) is not None
+
+
+def test_only_cut_texts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and devices are remembered by what is stored of them: a long title is not held in memory."""
+    lengths: list[int] = []
+
+    def noted(*texts: Any) -> None:
+        lengths.extend(len(text) for text in texts if isinstance(text, str))
+
+    monkeypatch.setattr(wire, "_kept_page", noted)
+    monkeypatch.setattr(wire, "_kept_device", noted)
+    long = {"pageUrl": "https://a.example/" + "x" * 9000, "pageTitle": "x" * 2000, "osName": "x" * 2000}
+    for more in ({}, {"gdpr": None}):
+        assert len(parse_web_vitals(json.dumps(GOOD | long | more).encode(), None)[0]) == 1
+    path = 2048 - len("https://a.example")
+    assert sorted(lengths) == [128, 128, 512, 512, path, path, 2048, 2048]
