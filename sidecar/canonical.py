@@ -13,7 +13,7 @@ from hashlib import blake2b
 from json.encoder import encode_basestring
 from typing import Any
 
-from sidecar.model import NO_CLIENT, SAFE_INTEGER_MAX, Client, EventFact, Fact, Page, VitalFact
+from sidecar.model import NAVIGATION_TYPES, NO_CLIENT, SAFE_INTEGER_MAX, Client, EventFact, Fact, Page, VitalFact
 
 CLIENT_FIELDS = (
     "deviceType",
@@ -170,6 +170,9 @@ def _text(value: str | None) -> int:
     return 4 if value is None else len(encode_basestring(value).encode())
 
 
+_NAVIGATION_SIZES = {name: _text(name) for name in (None, *NAVIGATION_TYPES)}
+
+
 @lru_cache(maxsize=4096)
 def _page_size(page: Page | None) -> int:
     return sum(map(_text, _page_fields(page)))
@@ -190,16 +193,18 @@ def content_size(fact: Fact) -> int:
         + (4 if fact.clock_skewed else 5)
     )
     if isinstance(fact, VitalFact):
+        value, delta = fact.value, fact.delta
+        value_size = len(repr(number(value)))
         return (
             (_VITAL_FRAME - 14)
             + shared
             + len(fact.metric)
             + _text(fact.id)
-            + len(repr(number(fact.value)))
+            + value_size
             + len(fact.rating)
             + 4  # the quotes of metric and rating
-            + (4 if fact.delta is None else len(repr(number(fact.delta))))
-            + _text(fact.navigation_type)
+            + (value_size if delta == value else 4 if delta is None else len(repr(number(delta))))
+            + _NAVIGATION_SIZES[fact.navigation_type]
             + len(str(fact.seq))
         )
     return (

@@ -475,7 +475,7 @@ def _read_plain_vital(index: int, raw: Any, funnel_id: str | None) -> VitalItem 
     value: Any = get("value")
     timestamp, url, path, title = get("timestamp"), get("pageUrl"), get("pagePath"), get("pageTitle")
     navigation_type, width, height = get("navigationType"), get("screenWidth"), get("screenHeight")
-    texts = [get(field) for field in _DEVICE_FIELDS[:5]]
+    texts = (get("deviceType"), get("browserName"), get("browserVersion"), get("osName"), get("osVersion"))
     if (
         (session_id.__class__ is str and 0 < len(session_id) <= ID_MAX)
         and (vital_id.__class__ is str and 0 < len(vital_id) <= ID_MAX)

@@ -24,10 +24,10 @@ GROUP_MAX = 256
 QUEUE_MAX = 4096
 # Who writes in its own thread breaks off after NOW_MAX_S (sessions of thousands of facts). Where that came to pass, or
 # the disk was waited for for WAIT_MAX_S, the writer's thread has the work for REST_FACTOR times as long: so the other
-# stands still 1 % of the time.
+# stands still a tenth of the time at the most.
 NOW_MAX_S = 0.05
 WAIT_MAX_S = 0.02
-REST_FACTOR = 100
+REST_FACTOR = 10
 PROGRESS_STEPS = 50_000  # of SQLite's virtual machine between two looks at the clock: about 1 ms
 # Rows changed until the thread moves the WAL into the file, which takes 5 to 50 ms. 5,000 rows of beacons are 3,000
 # pages of the WAL, so it comes before the COMMIT in which SQLite would do it, after 4,000.

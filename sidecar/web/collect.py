@@ -197,7 +197,7 @@ class Collect:
         parse = PARSERS.get(scope["path"])
         headers: _ByName = dict(scope["headers"])
         if parse is None and scope["path"] != forget.PATH:
-            if _too_large(scope["headers"]):
+            if _too_large(headers, scope["headers"]):
                 await _respond(send, _TOO_LARGE, self.write_headers(_TOO_LARGE, None))
                 return
             await self._app(scope, receive, send)
@@ -209,7 +209,7 @@ class Collect:
                 answer = await self._read(parse, request, receive)
             except ClientGoneError:
                 return
-        elif _too_large(scope["headers"]):
+        elif _too_large(headers, scope["headers"]):
             answer = _TOO_LARGE
         elif scope["method"] == "OPTIONS":
             answer = Answer(204, b"", _preflight(headers))
@@ -234,7 +234,7 @@ class Collect:
 
     def refuse(self, request: Request) -> Answer | None:
         """The answer to a request of which the body need not be read."""
-        if _too_large(request.raw_headers):
+        if _too_large(request.headers, request.raw_headers):
             return _TOO_LARGE
         origin = request.headers.get(b"origin")
         if origin is not None and not self._gate.allows_origin(origin.decode("latin-1")):
@@ -425,8 +425,10 @@ def _too_many(wait_s: int) -> Answer:
     return _error(429, "too many items from this address", (b"retry-after", str(wait_s).encode()))
 
 
-def _too_large(headers: Headers) -> bool:
-    return sum([len(name) + len(value) for name, value in headers]) > HEADERS_MAX
+def _too_large(headers: _ByName, raw_headers: Headers) -> bool:
+    if len(headers) == len(raw_headers):  # no name comes twice
+        return sum(map(len, headers)) + sum(map(len, headers.values())) > HEADERS_MAX
+    return sum(len(name) + len(value) for name, value in raw_headers) > HEADERS_MAX
 
 
 def _joined(headers: Headers, wanted: bytes) -> str:
