@@ -1,8 +1,8 @@
-"""Plants faults in a copy of the store, one at a time, and shows which test finds each.
+"""Plants faults in a copy of the store and of the way to it, one at a time, and shows which test finds each.
 
     python tests/mutations.py [--only NAME] [--list] [--workers N]
 
-A fault is one line of the store, written as somebody might write it by mistake. One in SQL is planted in `schema.sql`
+A fault is one line of the code, written as somebody might write it by mistake. One in SQL is planted in `schema.sql`
 and in the newest migration that holds the text; a rule of derivation that stands in the view and in the trigger is
 changed in both, so that it is the rule that is missed and not their agreement. Tests that compare texts are not run.
 Exit status 0: every fault was found.
@@ -32,6 +32,7 @@ TESTS = (
     "tests/test_merging.py",
     "tests/test_published.py",
     "tests/store/test_writer.py",
+    "tests/ingest/test_wire.py",
     "tests/store/test_erasure.py",
     "tests/store/test_verify.py",
     "tests/test_law.py",
@@ -45,6 +46,7 @@ DOCUMENTS = "sidecar/store/documents.py"
 ERASURE = "sidecar/store/erasure.py"
 TOMBSTONES = "sidecar/store/tombstones.py"
 WRITER = "sidecar/store/writer.py"
+WIRE = "sidecar/ingest/wire.py"
 ENRICH = "sidecar/ingest/enrich.py"
 
 
@@ -482,6 +484,44 @@ _WRITER = [
         WRITER,
         "if len(group) == 1 or is_full(error):",
         "if len(group) >= 1 or is_full(error):",
+    ),
+    _code(
+        "who writes at once waits for another process",
+        WRITER,
+        "with immediate(self._conn, wait=False):",
+        "with immediate(self._conn):",
+    ),
+    _code(
+        "what failed at once counts as done",
+        WRITER,
+        "        except Exception:  # the thread tries again, each task alone, and tells each its own cause\n"
+        "            return None\n",
+        "        except Exception:  # the thread tries again, each task alone, and tells each its own cause\n"
+        "            results = payloads\n",
+    ),
+    _code(
+        "who writes at once overtakes what waits",
+        WRITER,
+        "if self._queue or self._chores or self._closing or",
+        "if self._closing or",
+    ),
+    _code(
+        "a long group holds up the loop to its end",
+        WRITER,
+        "began + NOW_MAX_S, PROGRESS_STEPS",
+        "began + 1000 * NOW_MAX_S, PROGRESS_STEPS",
+    ),
+    _code(
+        "the funnel of the header wins over the item's",
+        WIRE,
+        "            funnel or funnel_id,\n",
+        "            funnel_id or funnel,\n",
+    ),
+    _code(
+        "a plain vital may have any value",
+        WIRE,
+        "(value.__class__ in _NUMBERS and 0 <= value <= VALUE_MAX)",
+        "(value.__class__ in _NUMBERS and 0 <= value)",
     ),
 ]
 
