@@ -23,7 +23,7 @@ from sidecar.app import build
 from sidecar.canonical import now_ms
 from sidecar.config import Settings
 from sidecar.store.database import open_read_only
-from sidecar.web.collect import Collect, Request
+from sidecar.web.collect import ONE_ACCEPTED, Collect, Request
 
 TRACK = "/api/track/web-vitals"
 KEEP_ALIVE_S = 1
@@ -459,6 +459,17 @@ def test_who_cannot_be_answered_is_not_kept_waiting(tmp_path: Path, monkeypatch:
         with suppress(ConnectionResetError):  # an end, too
             assert conn.recv(100) == b""
         assert stored(served, "abort") == 1
+
+
+def test_only_origins_of_a_site_are_kept(tmp_path: Path) -> None:
+    """The usual answer is kept for each: of those that browsers send, not for 64 KiB of anything."""
+    with serving(tmp_path / "kept.db") as served:
+        answers = protocol._Answers(served.app)
+        for length, kept in ((256, 1), (257, 1), (60_000, 1)):
+            answer = answers.write(ONE_ACCEPTED, b"https://" + b"x" * (length - 8), [], keep_alive=True)
+            assert answer.endswith(b"\r\n\r\n" + ONE_ACCEPTED.body)
+            assert answer.count(b"x") >= length - 8
+            assert answers._end_usual.cache_info().currsize == kept
 
 
 def test_a_body_in_crumbs_is_one_piece() -> None:
