@@ -30,7 +30,7 @@ from starlette.types import Scope
 from sidecar.canonical import now_ms, to_iso
 from sidecar.config import Settings
 from sidecar.daily import Daily
-from sidecar.errors import ConfigError, SidecarError, StoreError
+from sidecar.errors import OWN_ERROR, ConfigError, SidecarError, StoreError
 from sidecar.health import HEALTH_READERS_MAX, Health, count_attempts
 from sidecar.ingest.enrich import Rules
 from sidecar.ingest.place import open_places
@@ -143,10 +143,9 @@ def _error_handler(dashboard: pages.Pages, routes: Callable[[], list[Route]]) ->
 
     async def answer(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):  # Starlette raises it again, and uvicorn logs it
-            line = "the sidecar met an error of its own; its log says which"
             if request.url.path.startswith("/api/"):
-                return read.answer({"error": line}, 500, SAFE_HEADERS)
-            return dashboard.error(500, line, SAFE_HEADERS)
+                return read.answer({"error": OWN_ERROR}, 500, SAFE_HEADERS)
+            return dashboard.error(500, OWN_ERROR, SAFE_HEADERS)
         headers = {**SAFE_HEADERS, **(error.headers or {})}
         if error.status_code == 405:
             fitting = [route for route in routes() if route.matches(request.scope)[0] is not Match.NONE]

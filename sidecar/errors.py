@@ -1,5 +1,7 @@
 """What the project raises on purpose; translated once, at the edge: to an HTTP answer or to one line on stderr."""
 
+OWN_ERROR = "the sidecar met an error of its own; its log says which"  # in an answer
+
 
 class SidecarError(Exception):
     """Base of all: its text is one line for a person."""

@@ -43,7 +43,7 @@ class _Beacon:
         self.parse = parse
         self.request = request
         self.keep_alive = keep_alive
-        self.body: bytes | bytearray = b""
+        self.body = bytearray()
         self.is_whole = False
         self.response_complete = False
         self.disconnected = False
@@ -157,13 +157,9 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
             if beacon is None:
                 super().on_body(body)
             elif not beacon.response_complete:
-                if not beacon.body:
-                    beacon.body = body
-                else:
-                    if isinstance(beacon.body, bytes):
-                        beacon.body = bytearray(beacon.body)
-                    beacon.body += body
+                beacon.body += body
                 if len(beacon.body) > BODY_MAX:
+                    beacon.body.clear()
                     self._settle(beacon, TOO_LONG)
 
         def on_message_complete(self) -> None:
@@ -172,16 +168,15 @@ def _shorten(base: Any, collect: Collect) -> type[asyncio.Protocol]:
                 super().on_message_complete()
             elif not beacon.response_complete:
                 beacon.is_whole = True
-                body, beacon.body = bytes(beacon.body), b""
+                body = bytes(beacon.body)
+                beacon.body.clear()
                 collect.take(beacon.parse, beacon.request, body, partial(self._settle, beacon))
 
         def _settle(self, beacon: _Beacon, answer: Answer) -> None:
             if beacon.response_complete:
                 return
             beacon.response_complete = True
-            beacon.body = b""
             collect.beacons[answer.status] += 1
-            half_closed.discard(self)
             if beacon.disconnected:
                 return
             try:

@@ -246,19 +246,22 @@ def _read_items(
     surrogates: bool,
     read: Callable[[int, dict[str, Any], str | None], Item],
     funnel: str | None,
+    quick: Callable[[int, Any, str | None], Item | None] | None = None,
 ) -> tuple[list[Item], list[Rejection]]:
+    """`quick` reads what it can of items that need no look into them, and gives None of others."""
     raws = parsed if isinstance(parsed, list) else [parsed]
     if not raws:
         raise RejectedBeaconError("no item")
     if len(raws) > ITEMS_MAX:
         raise RejectedBeaconError(f"{len(raws)} items; at most {ITEMS_MAX} a beacon")
     large = len(body) > ITEM_BYTES_MAX
-    plain = read is _read_vital and not surrogates and not large
+    if surrogates or large:
+        quick = None
     items: list[Item] = []
     rejected: list[Rejection] = []
     for index, raw in enumerate(raws):
         try:
-            item = _read_plain_vital(index, raw, funnel) if plain else None
+            item = quick(index, raw, funnel) if quick else None
             items.append(item or read(index, _check_item(raw, surrogates, large), funnel))
         except ItemError as error:
             rejected.append(Rejection(index, str(error), claim=_read_claim(raw, funnel)))
@@ -273,7 +276,7 @@ def parse_web_vitals(body: bytes, funnel_id: str | None) -> tuple[list[Item], li
     parsed, surrogates = _parse(body)
     if not isinstance(parsed, dict | list):
         raise MalformedBeaconError("neither an object nor an array")
-    return _read_items(body, parsed, surrogates, _read_vital, funnel_id)
+    return _read_items(body, parsed, surrogates, _read_vital, funnel_id, _read_plain_vital)
 
 
 def parse_events(body: bytes, funnel_id: str | None) -> tuple[list[Item], list[Rejection]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -186,10 +186,9 @@ def open_read_only(path: Path) -> Connection:
 def checkpoint(conn: Connection) -> None:
     """Move from the WAL into the file what no reader still needs there. Outside of a transaction.
 
-    Where the disk is full or fails nothing is lost: it stays in the WAL, and the next COMMIT says so.
+    Raises OperationalError where the disk is full or fails: nothing is lost, it stays in the WAL, and COMMIT says so.
     """
-    with suppress(sqlite3.Error):
-        conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def empty_wal(conn: Connection, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> bool:

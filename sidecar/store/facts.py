@@ -350,8 +350,7 @@ class Known:
         self.any_erased = False
 
 
-@lru_cache(maxsize=8192)
-def _blob(row: Page | Client | Campaign | None) -> bytearray:
+def _blob(row: tuple[str | int | None, ...] | None) -> bytearray:
     """The digest as it is quickest to bind; an empty one, which is nobody's, of nothing."""
     return bytearray() if row is None else bytearray(digest(row))
 

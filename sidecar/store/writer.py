@@ -5,7 +5,7 @@ only after COMMIT. When a group fails it is rolled back and its tasks run one by
 alone and with its own cause.
 
 Who has a group at hand while nobody writes may write it in its own thread (`run_now`): two threads that take turns at
-Python's lock need half as much CPU again for a beacon, and wake each other twice.
+Python's lock need half as much CPU again for a beacon.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.errors import UnavailableError
@@ -47,6 +48,11 @@ class Task(NamedTuple):
     work: Work
     payload: Any
     settle: Callable[[Any, BaseException | None], None]
+
+
+def told(result: Any) -> tuple[Any, UnavailableError | None]:
+    """A task's result and error, of what its work gave for it."""
+    return (None, result) if isinstance(result, UnavailableError) else (result, None)
 
 
 def _one(conn: Connection, payloads: Sequence[Callable[[Connection], Any]]) -> list[Any]:
@@ -124,14 +130,9 @@ class Writer:
         finally:
             self._turn.release()
         if is_due:
-            self._ask_for_checkpoint()
+            with suppress(UnavailableError):  # closing does it, too
+                self.maintain(checkpoint)
         return results
-
-    def _ask_for_checkpoint(self) -> None:
-        with self._wake:
-            if not self._closing:
-                self._chores.append(lambda: checkpoint(self._conn))
-                self._wake.notify()
 
     def _transact_now(self, work: Work, payloads: Sequence[Any]) -> Sequence[Any] | None:
         began, used = time.monotonic(), time.thread_time()
@@ -148,10 +149,13 @@ class Writer:
             waited = took - (time.thread_time() - used)
             if took > NOW_MAX_S or waited > WAIT_MAX_S:
                 self._slow_until = ended + took * REST_FACTOR
+        self._count(payloads)
+        return results
+
+    def _count(self, group: Sequence[Any]) -> None:
         self._failure = None
         self.groups_count += 1
-        self.tasks_count += len(payloads)
-        return results
+        self.tasks_count += len(group)
 
     def call(self, function: Callable[[Connection], Result]) -> Future[Result]:
         """Run one function of a connection in a transaction; its result, or what it raised, after COMMIT."""
@@ -226,14 +230,9 @@ class Writer:
                 for task in group:
                     self._commit([task])
             return
-        self._failure = None
-        self.groups_count += 1
-        self.tasks_count += len(group)
+        self._count(group)
         for task, result in zip(group, results, strict=True):
-            if isinstance(result, UnavailableError):
-                task.settle(None, result)
-            else:
-                task.settle(result, None)
+            task.settle(*told(result))
 
     def _transaction(self, group: list[Task]) -> list[Any]:
         results: list[Any] = []

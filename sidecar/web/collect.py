@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sidecar.errors import MalformedBeaconError, RejectedBeaconError, UnavailableError
+from sidecar.errors import OWN_ERROR, MalformedBeaconError, RejectedBeaconError, UnavailableError
 from sidecar.ingest.enrich import DEFAULT_FUNNEL, Rules, Source, enrich
 from sidecar.ingest.wire import Item, parse_events, parse_web_vitals
 from sidecar.model import Outcome, Rejection
@@ -94,18 +94,12 @@ class ClientGoneError(Exception):
     """The client left before its body was whole."""
 
 
-def _is_over(length: bytes | None, limit: int) -> bool:
-    return length is not None and length.isdigit() and int(length[:20]) > limit
-
-
-async def read_body(receive: Receive, length: bytes | None, limit: int = BODY_MAX) -> bytes:
-    """The request's body. Raises BodyTooLargeError, as early as it is known, and ClientGoneError."""
-    if _is_over(length, limit):
-        raise BodyTooLargeError
+async def read_body(receive: Receive) -> bytes:
+    """The request's body. Raises BodyTooLargeError, as soon as more than BODY_MAX has come, and ClientGoneError."""
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         body: bytes = message.get("body", b"")
-        if len(body) > limit:
+        if len(body) > BODY_MAX:
             raise BodyTooLargeError
         return body
     parts: list[bytes] = []
@@ -115,7 +109,7 @@ async def read_body(receive: Receive, length: bytes | None, limit: int = BODY_MA
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > limit:
+        if size > BODY_MAX:
             raise BodyTooLargeError
         if not message.get("more_body"):
             return b"".join(parts)
@@ -223,7 +217,7 @@ class Collect:
         if refused is not None:
             return refused
         try:
-            body = await read_body(receive, request.headers.get(b"content-length"))
+            body = await read_body(receive)
         except BodyTooLargeError:
             return TOO_LONG
         if parse is None:
@@ -239,7 +233,8 @@ class Collect:
         origin = request.headers.get(b"origin")
         if origin is not None and not self._gate.allows_origin(origin.decode("latin-1")):
             return _error(403, f"origin {origin.decode('latin-1')} is not allowed")
-        return TOO_LONG if _is_over(request.headers.get(b"content-length"), BODY_MAX) else None
+        length = request.headers.get(b"content-length", b"")
+        return TOO_LONG if length.isdigit() and int(length[:20]) > BODY_MAX else None
 
     def write_headers(self, answer: Answer, origin: bytes | None) -> Headers:
         """The headers of an answer, with those by which a browser lets the page of this origin see it."""
@@ -418,7 +413,7 @@ def _explain(error: BaseException | None) -> Answer:
         case UnavailableError():
             return _error(503, str(error), (b"retry-after", str(error.retry_after_s).encode()))
     log.error("a beacon met an error of the sidecar's own", exc_info=error)
-    return _error(500, "the sidecar met an error of its own; its log says which")
+    return _error(500, OWN_ERROR)
 
 
 def _too_many(wait_s: int) -> Answer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sidecar.errors import UnavailableError
 from sidecar.store.facts import Recorded, Recording
-from sidecar.store.writer import Task, Work, Writer
+from sidecar.store.writer import Task, Work, Writer, told
 
 FACTS_NOW_MAX = 256  # of a group that is recorded in the loop: 10 to 20 ms
 
@@ -56,10 +56,7 @@ class Mailbox:
             self._queue(sent)
             return
         for (_, done), result in zip(sent, results, strict=True):
-            if isinstance(result, UnavailableError):
-                self._tell(done, None, result)
-            else:
-                self._tell(done, result, None)
+            self._tell(done, *told(result))
 
     def _queue(self, sent: list[tuple[Recording, Done]]) -> None:
         try:
