@@ -468,7 +468,7 @@ _TEXTS = {str, type(None)}
 def _read_plain_vital(index: int, raw: Any, funnel_id: str | None) -> VitalItem | None:
     """What `_read_vital` makes of an item such as the tracker sends; None of any other, which has to be looked into.
 
-    3 us instead of 8. tests/ingest/test_wire.py compares the two.
+    4 us instead of 8. tests/ingest/test_wire.py compares the two.
     """
     if raw.__class__ is not dict or not raw.keys() <= _PLAIN:
         return None
